@@ -1,0 +1,3 @@
+//! The `ringnbd` program: parse the words, run the subcommand, exit with its code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! To come: see the module map in the crate documentation.
