@@ -1,1 +1,305 @@
-//! To come: see the module map in the crate documentation.
+//! The ring runtime: one thread, one io_uring, one executor, nothing shared. No NBD in here.
+//!
+//! ```text
+//!        .---------------------------------------------------------------.
+//!        v                                                               |
+//!   run ready tasks  ->  io_uring_enter: submit and wait  ->  reap completions
+//!   (push SQEs, append     (one system call per turn)          (fill the op table,
+//!    replies; nothing                                            mark tasks ready;
+//!    blocks)                                                     nothing runs)
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`caps`] | what the kernel can do |
+//! | `ring` | the io_uring itself |
+//! | `op` | the life of an operation, its ownership rules |
+//! | `task`, `waker` | the executor |
+//! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
+//! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
+//! | [`sync`] | waiting for each other on one thread |
+//! | `remote`, `blocking` | other threads |
+//! | [`fault`] | faults on purpose |
+//!
+//! May be imported by `net`, `backend`, `server`, `client`, `load`; imports only `sys`.
+//!
+//! Invariants: every function here that touches the ring runs on a shard's thread (it panics elsewhere: our error);
+//! phases never mix; after warm-up nothing here allocates per operation.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use io_uring::{cqueue, opcode, squeue};
+
+mod blocking;
+mod buffer;
+mod buffer_ring;
+pub mod caps;
+pub mod fault;
+pub mod file;
+pub mod gather;
+pub mod net;
+mod op;
+mod remote;
+mod ring;
+pub mod sync;
+mod task;
+#[cfg(test)]
+mod tests;
+pub mod timer;
+mod waker;
+
+pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
+pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
+pub use buffer_ring::Received;
+pub use file::File;
+pub use remote::{Doorbell, Remote};
+pub use task::BLOCK_BYTES;
+
+use op::{After, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
+use ring::Ring;
+
+/// Rounds of tasks that wake each other before the ring gets its turn again.
+const ROUNDS_MAX: usize = 16;
+/// How long a shard that ends waits for operations it cancelled.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
+/// What a shard is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Submission queue entries; the completion queue has four times as many.
+    pub entries: u32,
+    /// CPU to pin the thread to.
+    pub cpu: Option<usize>,
+    /// Payload budget in bytes.
+    pub payload_memory_max: usize,
+    /// Bytes of payload memory registered with the ring (for direct I/O); 0 for none.
+    pub registered_memory: usize,
+    /// Receive buffers, a power of two.
+    pub receive_buffers: u16,
+    /// Bytes of each.
+    pub receive_buffer_size: usize,
+    /// How other threads wake this shard.
+    pub doorbell: Doorbell,
+    /// Faults to inject; `None` outside of tests.
+    pub faults: Option<fault::Plan>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            entries: 1024,
+            cpu: None,
+            payload_memory_max: 256 << 20,
+            registered_memory: 0,
+            receive_buffers: 64,
+            receive_buffer_size: 64 << 10,
+            doorbell: Doorbell::Eventfd,
+            faults: None,
+        }
+    }
+}
+
+/// The runtime of one thread.
+pub(crate) struct Shard {
+    id: u16,
+    ring: RefCell<Ring>,
+    ops: RefCell<Ops>,
+    tasks: task::Tasks,
+    pool: buffer::Pool,
+    receive_buffers: buffer_ring::BufferRing,
+    file_slots: RefCell<Vec<u32>>,
+    questions: sync::Semaphore,
+    remote: Remote,
+    faults: Option<fault::Faults>,
+    started: Instant,
+    now: Cell<u64>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Shard>>> = const { RefCell::new(None) };
+}
+
+fn with<T>(use_shard: impl FnOnce(&Shard) -> T) -> T {
+    try_with(use_shard).expect("ring operations run on a shard's thread")
+}
+
+fn try_with<T>(use_shard: impl FnOnce(&Shard) -> T) -> Option<T> {
+    // A thread that is ending has no locals any more; then there is no shard either.
+    CURRENT.try_with(|current| current.borrow().as_deref().map(use_shard)).ok().flatten()
+}
+
+fn current() -> Rc<Shard> {
+    CURRENT.with(|current| current.borrow().clone()).expect("ring operations run on a shard's thread")
+}
+
+/// Runs a shard on this thread until the future that `main` returns is ready. Tasks left are dropped, their operations
+/// cancelled and awaited for a bounded time.
+///
+/// # Errors
+/// [`caps::Unsupported`] when the ring cannot be set up.
+///
+/// # Panics
+/// When this thread already runs a shard.
+pub fn run<T, F>(config: &Config, main: impl FnOnce() -> F) -> Result<T, caps::Unsupported>
+where
+    T: 'static,
+    F: Future<Output = T> + 'static,
+{
+    let shard = Rc::new(Shard::new(config)?);
+    let taken = CURRENT.with(|current| current.borrow_mut().replace(Rc::clone(&shard)));
+    assert!(taken.is_none(), "one shard per thread");
+    if config.doorbell != (Doorbell::Message { sync: true }) {
+        spawn(shard.remote.clone().listen_eventfd());
+    }
+    let output = Rc::new(Cell::new(None));
+    let put = Rc::clone(&output);
+    let main = main();
+    spawn(async move { put.set(Some(main.await)) });
+    let result = shard.turn_until(|| output.take());
+    shard.wind_up();
+    CURRENT.with(|current| current.borrow_mut().take());
+    Ok(result)
+}
+
+/// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    with(|shard| shard.tasks.spawn(future));
+}
+
+/// Nanoseconds on the shard's monotonic clock when the loop last came back from the kernel: free of charge, and the time
+/// at which everything now being handled had arrived.
+pub fn now_ns() -> u64 {
+    with(|shard| shard.now.get())
+}
+
+/// Nanoseconds on the same clock, read now (about 20 ns).
+pub fn clock_ns() -> u64 {
+    with(Shard::clock_ns)
+}
+
+/// This shard's address for other threads.
+pub fn remote() -> Remote {
+    with(|shard| shard.remote.clone())
+}
+
+/// Bytes of the payload budget that are free, and whether somebody waits for some.
+pub fn payload_memory() -> (usize, bool) {
+    with(|shard| (shard.pool.budget.free(), shard.pool.budget.contended()))
+}
+
+impl Shard {
+    fn new(config: &Config) -> Result<Self, caps::Unsupported> {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let other = caps::Unsupported::Other;
+        let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
+        let submitter = ring.uring().submitter();
+        submitter.register_files_sparse(file::FILES_MAX).map_err(other)?;
+        let pool = buffer::Pool::new(config.payload_memory_max, config.registered_memory).map_err(other)?;
+        if let Some(iovec) = pool.arena_iovec() {
+            // SAFETY: the arena stays mapped for ever (buffer.rs, invariants).
+            unsafe { submitter.register_buffers(&[iovec]) }
+                .map_err(|error| caps::explain(error, "memory registered for direct I/O"))?;
+        }
+        let receive_buffers =
+            buffer_ring::BufferRing::register(&ring, config.receive_buffers, config.receive_buffer_size)?;
+        let remote = Remote::new(ring.uring().as_raw_fd(), config.doorbell).map_err(other)?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            id,
+            ops: RefCell::new(Ops::with_capacity(config.entries as usize)),
+            tasks: task::Tasks::new(id),
+            ring: RefCell::new(ring),
+            pool,
+            receive_buffers,
+            file_slots: RefCell::new((0..file::FILES_MAX).rev().collect()),
+            questions: sync::Semaphore::new(QUESTIONS_MAX),
+            remote,
+            faults: config.faults.map(fault::Faults::new),
+            started: Instant::now(),
+            now: Cell::new(0),
+        })
+    }
+
+    /// The loop.
+    fn turn_until<T>(&self, mut finished: impl FnMut() -> Option<T>) -> T {
+        let mut reaped = Vec::with_capacity(256);
+        loop {
+            let mut rounds = 0;
+            while self.tasks.run_round() && rounds < ROUNDS_MAX {
+                rounds += 1;
+            }
+            if let Some(output) = finished() {
+                return output;
+            }
+            let want = usize::from(!self.tasks.has_ready());
+            self.ring.borrow().enter(want);
+            self.now.set(self.clock_ns());
+            self.reap(&mut reaped);
+        }
+    }
+
+    /// Enters all completions that are there into the op table. Wakers only mark tasks ready.
+    fn reap(&self, reaped: &mut Vec<cqueue::Entry>) {
+        while self.ring.borrow_mut().reap(reaped) {
+            for cqe in reaped.drain(..) {
+                self.complete(&cqe);
+            }
+        }
+    }
+
+    fn complete(&self, cqe: &cqueue::Entry) {
+        match cqe.user_data() {
+            USER_DATA_IGNORE => {}
+            USER_DATA_DOORBELL => self.remote.open_mailbox(),
+            key => {
+                let after = self.ops.borrow_mut().complete(cqe);
+                match after {
+                    After::Nothing | After::Drop(_) => {}
+                    After::Wake(waker) => waker.wake(),
+                    After::CancelStream => self.cancel(key),
+                    After::Dispose(dispose, completion, _kept) => dispose(self, completion),
+                }
+            }
+        }
+    }
+
+    fn push(&self, sqe: squeue::Entry) {
+        self.ring.borrow_mut().push(&sqe);
+    }
+
+    fn cancel(&self, key: u64) {
+        self.push(opcode::AsyncCancel::new(key).build().user_data(USER_DATA_IGNORE));
+    }
+
+    fn clock_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Drops all tasks, cancels their operations and waits for these, so that no buffer is freed under the kernel.
+    /// An operation that a dead disk holds beyond [`SETTLE_MAX`] keeps its buffer for ever instead.
+    fn wind_up(&self) {
+        self.remote.close();
+        self.tasks.clear();
+        let keys: Vec<u64> = self.ops.borrow().keys().collect();
+        for key in keys {
+            self.cancel(key);
+        }
+        let mut reaped = Vec::with_capacity(256);
+        let end = Instant::now() + SETTLE_MAX;
+        while self.ops.borrow().in_flight() > 0 && Instant::now() < end {
+            let timespec = io_uring::types::Timespec::new().nsec(10_000_000);
+            let arguments = io_uring::types::SubmitArgs::new().timespec(&timespec);
+            // ETIME and EINTR only mean: look again.
+            let _ = self.ring.borrow().uring().submitter().submit_with_args(1, &arguments);
+            self.reap(&mut reaped);
+        }
+        if self.ops.borrow().in_flight() > 0 {
+            std::mem::forget(self.ops.take());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! One gathered message: small heads copied together, payloads by reference, all sent by one `sendmsg`.
+//!
+//! ```text
+//!   bytes(head) bytes(head) buffer(b0: head+payload) part(b1, range) ...
+//!   '---- one iovec ------' '------ one iovec -----' '- one iovec -'
+//! ```
+//!
+//! A gather is used again and again: after warm-up, gathering allocates nothing.
+
+use std::ops::Range;
+use std::ptr;
+
+use super::buffer::Buffer;
+
+/// Most iovecs the kernel takes in one message (`UIO_MAXIOV`).
+const IOVECS_MAX: usize = 1024;
+
+enum Piece {
+    Scratch(Range<usize>),
+    Framed(usize),
+    Part(usize, Range<usize>),
+    Blob(usize),
+}
+
+/// What one send hands to the kernel; owns everything it points to.
+pub struct Gather {
+    scratch: Vec<u8>,
+    pieces: Vec<Piece>,
+    buffers: Vec<Buffer>,
+    blobs: Vec<Vec<u8>>,
+    length: usize,
+    iovecs: Vec<libc::iovec>,
+    sent_iovecs: usize,
+    header: libc::msghdr,
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gather {
+    /// An empty gather.
+    pub fn new() -> Self {
+        let header = libc::msghdr {
+            msg_name: ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: ptr::null_mut(),
+            msg_iovlen: 0,
+            msg_control: ptr::null_mut(),
+            msg_controllen: 0,
+            msg_flags: 0,
+        };
+        Self {
+            scratch: Vec::new(),
+            pieces: Vec::new(),
+            buffers: Vec::new(),
+            blobs: Vec::new(),
+            length: 0,
+            iovecs: Vec::new(),
+            sent_iovecs: 0,
+            header,
+        }
+    }
+
+    /// Bytes gathered.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing was gathered.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Appends a copy of a few bytes (a reply without payload); neighbours share an iovec.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        let start = self.scratch.len();
+        self.scratch.extend_from_slice(bytes);
+        self.length += bytes.len();
+        match self.pieces.last_mut() {
+            Some(Piece::Scratch(range)) => range.end = self.scratch.len(),
+            _ => self.pieces.push(Piece::Scratch(start..self.scratch.len())),
+        }
+    }
+
+    /// Appends a buffer: its head and its payload.
+    pub fn buffer(&mut self, buffer: Buffer) {
+        self.length += buffer.framed().len();
+        self.pieces.push(Piece::Framed(self.buffers.len()));
+        self.buffers.push(buffer);
+    }
+
+    /// Takes a buffer whose parts are appended by [`Gather::part`].
+    pub fn hold(&mut self, buffer: Buffer) {
+        self.buffers.push(buffer);
+    }
+
+    /// Appends a part of the payload of the buffer that was held last.
+    ///
+    /// # Panics
+    /// When none was held or the range lies outside of it.
+    pub fn part(&mut self, range: Range<usize>) {
+        let index = self.buffers.len().checked_sub(1).expect("hold a buffer first");
+        self.length += self.buffers[index][range.clone()].len();
+        self.pieces.push(Piece::Part(index, range));
+    }
+
+    /// Appends bytes that are too many to copy.
+    pub fn blob(&mut self, bytes: Vec<u8>) {
+        self.length += bytes.len();
+        self.pieces.push(Piece::Blob(self.blobs.len()));
+        self.blobs.push(bytes);
+    }
+
+    /// Forgets what was gathered; its buffers go back to the pool.
+    pub fn clear(&mut self) {
+        self.scratch.clear();
+        self.pieces.clear();
+        self.buffers.clear();
+        self.blobs.clear();
+        self.iovecs.clear();
+        self.length = 0;
+        self.sent_iovecs = 0;
+    }
+
+    /// Fixes the addresses: nothing may be appended until [`Gather::clear`].
+    pub(super) fn lay_out(&mut self) {
+        self.iovecs.clear();
+        self.sent_iovecs = 0;
+        for piece in &self.pieces {
+            let bytes: &[u8] = match piece {
+                Piece::Scratch(range) => &self.scratch[range.clone()],
+                Piece::Framed(index) => self.buffers[*index].framed(),
+                Piece::Part(index, range) => &self.buffers[*index][range.clone()],
+                Piece::Blob(index) => &self.blobs[*index],
+            };
+            if !bytes.is_empty() {
+                let base = bytes.as_ptr().cast_mut().cast();
+                self.iovecs.push(libc::iovec { iov_base: base, iov_len: bytes.len() });
+            }
+        }
+    }
+
+    pub(super) fn remains(&self) -> bool {
+        self.sent_iovecs < self.iovecs.len()
+    }
+
+    /// The msghdr of what remains, valid while the gather is kept in its box.
+    pub(super) fn message(&mut self) -> *const libc::msghdr {
+        let rest = &mut self.iovecs[self.sent_iovecs..];
+        self.header.msg_iov = rest.as_mut_ptr();
+        self.header.msg_iovlen = rest.len().min(IOVECS_MAX);
+        &raw const self.header
+    }
+
+    /// Notes that `count` bytes went out.
+    pub(super) fn advance(&mut self, mut count: usize) {
+        while count > 0 && self.remains() {
+            let first = &mut self.iovecs[self.sent_iovecs];
+            if count < first.iov_len {
+                first.iov_base = first.iov_base.wrapping_byte_add(count);
+                first.iov_len -= count;
+                return;
+            }
+            count -= first.iov_len;
+            self.sent_iovecs += 1;
+        }
+    }
+}

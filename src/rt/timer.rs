@@ -1,0 +1,35 @@
+//! Time: the shard's clock, sleeping, deadlines.
+//!
+//! Timers are `IORING_OP_TIMEOUT`s on the monotonic clock. They are for deadlines of connections and drains; no request
+//! on the data path starts one.
+
+use std::future::Future;
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+
+use super::op::Op;
+use super::sync::{Either, select};
+
+/// The deadline passed before the future was ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// Sleeps for `duration`; dropping the future removes the timer.
+pub async fn sleep(duration: Duration) {
+    let timespec = Box::new(types::Timespec::from(duration));
+    let sqe = opcode::Timeout::new(&raw const *timespec).build();
+    let op = super::with(|shard| Op::submit(shard, sqe, timespec).cancel_on_drop());
+    op.await;
+}
+
+/// Runs `future`, but for no longer than `duration`.
+///
+/// # Errors
+/// [`Elapsed`]; the future has then been dropped.
+pub async fn deadline<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
+    match select(future, sleep(duration)).await {
+        Either::First(output) => Ok(output),
+        Either::Second(()) => Err(Elapsed),
+    }
+}
