@@ -9,6 +9,9 @@
 //! What precedes data is a [`Head`]: it lives on the stack, so a reply costs no allocation and
 //! its data no copy. An extended reply repeats the offset of the *request* in every chunk.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::ops::Deref;
 

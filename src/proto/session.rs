@@ -16,6 +16,9 @@
 //!
 //! A length of 0 is served: the specification leaves it open, and there is nothing to fail.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 
 use smallvec::SmallVec;
