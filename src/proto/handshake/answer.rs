@@ -1,0 +1,140 @@
+//! What the server answers to each option, once it is known to be well-formed.
+
+use super::{Handshake, State, Step};
+use crate::proto::consts::{INIT_MAGIC, InfoType, OLDSTYLE_MAGIC, OptionCode, OptionReply, RESERVED_ZEROES};
+use crate::proto::context::MetaRequest;
+use crate::proto::export::ExportInfo;
+use crate::proto::option::{self, InfoRequest, quoted};
+use crate::proto::session::session_flags;
+
+impl Handshake {
+    /// The place where TLS modes would differ: this server has none (NOTLS), so the answer is
+    /// POLICY and nothing else ever asks for TLS.
+    pub(super) fn start_tls(&self, out: &mut Vec<u8>) {
+        let text = "this server offers no TLS; go on without it or disconnect";
+        option::refuse(out, OptionCode::STARTTLS, OptionReply::ERR_POLICY, text);
+    }
+
+    pub(super) fn structured_reply(&mut self, out: &mut Vec<u8>) {
+        let option = OptionCode::STRUCTURED_REPLY;
+        if self.extended {
+            let text = "extended headers are in use and take precedence";
+            option::refuse(out, option, OptionReply::ERR_EXT_HEADER_REQD, text);
+        } else if self.structured {
+            option::refuse(
+                out,
+                option,
+                OptionReply::ERR_INVALID,
+                "structured replies are negotiated already",
+            );
+        } else {
+            self.structured = true;
+            option::ack(out, option);
+        }
+    }
+
+    pub(super) fn extended_headers(&mut self, out: &mut Vec<u8>) {
+        let option = OptionCode::EXTENDED_HEADERS;
+        if self.extended {
+            option::refuse(out, option, OptionReply::ERR_INVALID, "extended headers are negotiated already");
+        } else {
+            self.extended = true;
+            option::ack(out, option);
+        }
+    }
+
+    pub(super) fn greet_oldstyle(&mut self, export: Option<&ExportInfo>, out: &mut Vec<u8>) -> Step {
+        self.state = State::Over;
+        let Some(export) = export else {
+            return Step::Close;
+        };
+        let session = self.session(export, false);
+        out.extend_from_slice(&INIT_MAGIC.to_be_bytes());
+        out.extend_from_slice(&OLDSTYLE_MAGIC.to_be_bytes());
+        out.extend_from_slice(&session.size.to_be_bytes());
+        out.extend_from_slice(&u32::from(session.flags.0).to_be_bytes());
+        out.extend_from_slice(&[0; RESERVED_ZEROES]);
+        Step::Transmit(session)
+    }
+
+    pub(super) fn enter_by_name(&mut self, export: Option<&ExportInfo>, out: &mut Vec<u8>) -> Step {
+        self.state = State::Over;
+        let Some(export) = export else {
+            return Step::Close;
+        };
+        let session = self.session(export, false);
+        out.extend_from_slice(&session.size.to_be_bytes());
+        out.extend_from_slice(&session.flags.0.to_be_bytes());
+        if !self.no_zeroes {
+            out.extend_from_slice(&[0; RESERVED_ZEROES]);
+        }
+        Step::Transmit(session)
+    }
+
+    pub(super) fn inform(
+        &mut self,
+        go: bool,
+        request: &InfoRequest,
+        export: Option<&ExportInfo>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let option = if go { OptionCode::GO } else { OptionCode::INFO };
+        let Some(export) = export else {
+            self.refuse_unknown(option, &request.name, out);
+            return Step::Receive;
+        };
+        if request.wants_name {
+            option::info_string(out, option, InfoType::NAME, &export.name);
+        }
+        if let Some(description) = &export.description {
+            option::info_string(out, option, InfoType::DESCRIPTION, description);
+        }
+        // A client that enters without asking promised nothing. It is told what it can rely on: every
+        // byte is addressable, unless the export is strict.
+        let mut block = export.block;
+        if go && !request.wants_block_size && !export.strict {
+            block.minimum = 1;
+        }
+        option::info_block_size(out, option, block);
+        let flags = session_flags(export, self.dialect(), self.selected(export).is_some());
+        option::info_export(out, option, export.size, flags.0);
+        if go {
+            option::ack(out, option);
+            self.state = State::Over;
+            return Step::Transmit(self.session(export, request.wants_block_size));
+        }
+        if !request.wants_block_size && export.block.minimum > 1 {
+            let text =
+                format!("the block size is {}; ask for NBD_INFO_BLOCK_SIZE and keep to it", block.minimum);
+            option::refuse(out, option, OptionReply::ERR_BLOCK_SIZE_REQD, &text);
+        } else {
+            option::ack(out, option);
+        }
+        Step::Receive
+    }
+
+    pub(super) fn answer_meta(
+        &mut self,
+        request: &MetaRequest,
+        export: Option<&ExportInfo>,
+        out: &mut Vec<u8>,
+    ) {
+        let Some(export) = export else {
+            self.refuse_unknown(request.option, &request.name, out);
+            return;
+        };
+        let selection = request.answer(export, out);
+        if request.option == OptionCode::SET_META_CONTEXT {
+            self.selection = Some(selection);
+        }
+    }
+
+    fn refuse_unknown(&self, option: OptionCode, name: &str, out: &mut Vec<u8>) {
+        let text = if name.is_empty() {
+            "this server has no default export; name one".to_owned()
+        } else {
+            format!("this server has no export named {}", quoted(name))
+        };
+        option::refuse(out, option, OptionReply::ERR_UNKNOWN, &text);
+    }
+}
