@@ -20,7 +20,7 @@ impl Ring {
     /// `ENOSYS`/`EPERM` where io_uring is absent or disabled, `ENOMEM` where `RLIMIT_MEMLOCK` is too small, `EINVAL`
     /// on kernels before 6.1; [`super::caps`] puts them into words.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let mut uring = IoUring::builder()
+        let uring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()

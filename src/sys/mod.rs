@@ -2,4 +2,6 @@
 //!
 //! `unsafe` is allowed here and in `rt` only.
 
+pub mod ioctl;
+pub mod lock;
 pub mod mmap;
