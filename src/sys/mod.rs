@@ -3,3 +3,4 @@
 //! A leaf: imports nothing of ours, and anyone may import it.
 
 pub mod affinity;
+pub mod socket;
