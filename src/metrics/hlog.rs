@@ -34,6 +34,7 @@ impl<W: Write> IntervalLog<W> {
         IntervalLogWriterBuilder::new()
             .add_comment("[ringnbd: service time in nanoseconds by export and command]")
             .with_start_time(now)
+            .with_base_time(now)
             .begin_log_with(&mut out, &mut serializer)?;
         writeln!(
             out,
