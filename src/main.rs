@@ -1,3 +1,5 @@
 //! The `ringnbd` program: parse the words, run the subcommand, exit with its code.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ringnbd::cli::main()
+}

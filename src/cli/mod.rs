@@ -1,1 +1,98 @@
-//! To come: see the module map in the crate documentation.
+//! The command line: one file per subcommand; around `serve`, one file for each thing it holds.
+//!
+//! ```text
+//!   main --> serve ----> start      options into a running server, its sockets and its pid file
+//!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
+//!        |                 '------> report   the table, .hgrm files and the interval log
+//!        |-> plot                   .hgrm files into a picture
+//!        |-> completions, man       this command line, for shells and for man(1)
+//! ```
+//!
+//! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
+//! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
+
+mod completions;
+mod log;
+mod man;
+mod pid_file;
+mod plot;
+mod report;
+mod run;
+mod serve;
+mod start;
+mod value;
+mod watch;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// An NBD storage node whose data path is io_uring from the socket to the disk
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringnbd",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  ringnbd serve disk.img                    serve a file on tcp:127.0.0.1:10809
+  ringnbd serve --help                      all about exports and options
+  nbdinfo nbd://127.0.0.1                   ask what is served there"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    subcommand: Words,
+}
+
+#[derive(Debug, Subcommand)]
+enum Words {
+    Serve(Box<serve::Serve>),
+    Plot(plot::Plot),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// Runs the program with the words it was started with.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().subcommand {
+        Words::Serve(serve) => serve.run(),
+        Words::Plot(plot) => plot.run(),
+        Words::Completions(completions) => completions.run(),
+        Words::Man(man) => man.run(),
+    };
+    result.unwrap_or_else(|error| {
+        // The one place where an operator's error is printed; nothing to do if stderr is gone.
+        let _ = writeln!(io::stderr(), "ringnbd: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes to standard output; a reader that left early (`| head`) is not an error.
+fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent_and_everything_has_help() {
+        let mut command = Arguments::command();
+        command.build();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+            assert!(subcommand.get_after_help().is_some(), "{} has no example", subcommand.get_name());
+            for argument in subcommand.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {argument}", subcommand.get_name());
+            }
+        }
+    }
+}

@@ -1,1 +1,3 @@
-//! To come: see the module map in the crate documentation.
+//! Where clients come in.
+
+pub mod listen;

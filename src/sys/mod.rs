@@ -1,7 +1,9 @@
-//! Thin wrappers of system calls, one corner of libc per file. A leaf: imports nothing of ours; anyone may import it.
+//! Thin wrappers of system calls, one corner of libc per file, where neither std nor rustix has a safe call.
 //!
-//! `unsafe` is allowed here and in `rt` only.
+//! A leaf: imports nothing of ours; anyone may import it. `unsafe` is allowed here and in `rt` only.
 
+pub mod affinity;
 pub mod ioctl;
 pub mod lock;
 pub mod mmap;
+pub mod socket;
