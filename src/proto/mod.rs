@@ -27,6 +27,7 @@
 pub mod consts;
 mod context;
 mod cursor;
+mod dialer;
 mod errno;
 mod export;
 mod handshake;
@@ -41,6 +42,7 @@ pub use consts::{
     OptionCode, OptionReply, TransmissionFlags,
 };
 pub use cursor::Cursor;
+pub use dialer::{DialError, Dialed, Dialer, DialerConfig, Link};
 pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, Listing};
 pub use handshake::{Handshake, HandshakeConfig, Step, Style};
