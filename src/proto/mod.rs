@@ -33,6 +33,7 @@ mod export;
 mod handshake;
 mod option;
 pub mod reply;
+pub mod reply_decode;
 mod request;
 mod session;
 mod violation;
