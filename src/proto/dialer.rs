@@ -25,6 +25,7 @@ use super::consts::{
 };
 use super::cursor::Cursor;
 use super::export::BlockSizes;
+use super::option::printable;
 use super::session::Dialect;
 use super::violation::Violation;
 use replies::{Payload, Reply};
@@ -121,7 +122,7 @@ fn explain(reply: OptionReply) -> &'static str {
 }
 
 fn hint(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(" (server says: {})", text.escape_debug()) }
+    if text.is_empty() { String::new() } else { format!(" (server says: {})", printable(text)) }
 }
 
 /// One client's handshake.

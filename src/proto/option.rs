@@ -166,23 +166,26 @@ pub(super) fn clip(text: &str, length_max: usize) -> &str {
     &text[..end]
 }
 
-/// A name from the wire as it may stand in a sentence: quoted, what does not print escaped, cut
-/// at 80 characters.
+/// A name from the wire as it may stand in a sentence: quoted, printable, cut at 80 characters.
 pub(super) fn quoted(name: &str) -> String {
     const SHOWN_MAX: usize = 80;
-    let mut shown = name.chars();
-    let mut text = String::from("\"");
-    for character in shown.by_ref().take(SHOWN_MAX) {
+    let (shown, more) = match name.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => (&name[..end], "..."),
+        None => (name, ""),
+    };
+    format!("\"{}\"{more}", printable(shown))
+}
+
+/// Text from the wire with all escaped that could do harm to a terminal or leave its quotes.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
         match character {
-            '\'' => text.push(character),
-            _ => text.extend(character.escape_debug()),
+            '\'' => printable.push(character),
+            _ => printable.extend(character.escape_debug()),
         }
     }
-    text.push('"');
-    if shown.next().is_some() {
-        text.push_str("...");
-    }
-    text
+    printable
 }
 
 #[cfg(test)]
