@@ -36,7 +36,9 @@ pub(super) fn start(
         export.options.readonly |= serve.read_only;
     }
     let export_names: Vec<_> = serve.exports.iter().map(|export| export.name.clone()).collect();
-    let environment = Environment::of(&listeners, export_names.first().map_or("", String::as_str));
+    // What a client gets that names nothing; if nobody gets that, the first.
+    let preferred = export_names.iter().find(|name| name.is_empty()).or(export_names.first());
+    let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
     let uris = uris(&listeners, &export_names);
     for listener in &listeners {
         tracing::info!("listening on {}", listener.bound);
