@@ -1,9 +1,10 @@
 //! The interval log as the ecosystem's tools see it: read by PyPI's `hdrhistogram`, not by the crate that wrote it.
 //!
-//! Needs a Python that has the package (`pip install hdrhistogram`): `python3`, or what `RINGNBD_PYTHON` names.
+//! `tests/run` installs that reader; without it this test fails.
 
 use std::fmt::Write;
 use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
 use ringnbd::metrics::{CommandKind, IntervalLog, Sample, ShardMetrics, Snapshot};
@@ -19,7 +20,6 @@ while histogram := log.get_next_interval_histogram():
 ";
 
 #[test]
-#[ignore = "needs PyPI's hdrhistogram, which tests/run installs"]
 fn another_reader_finds_the_same_tags_counts_and_percentiles() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("node.hlog");
@@ -50,9 +50,11 @@ fn another_reader_finds_the_same_tags_counts_and_percentiles() {
         before = now;
     }
 
-    let python = std::env::var_os("RINGNBD_PYTHON").unwrap_or_else(|| "python3".into());
-    let output = Command::new(python).arg("-c").arg(READER).arg(&path).output().expect("python3 runs");
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/bin/python");
+    let output = Command::new(&python).arg("-c").arg(READER).arg(&path).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{}: {error}; tests/run installs it", python.display()));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the reader failed (pip install hdrhistogram?):\n{errors}");
+    assert!(output.status.success(), "the reader failed:\n{errors}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }

@@ -10,7 +10,7 @@ use crate::net::listen::{Listen, Listener};
 /// What the command's environment says about the server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Environment {
-    /// `$uri`: the first listener, the first export.
+    /// `$uri`: the first listener, the default export or else the first.
     uri: String,
     /// `$unixsocket`: the first unix listener's absolute path, or empty.
     unixsocket: String,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 
 use super::pid_file::PidFile;
@@ -10,6 +10,7 @@ use super::report::Report;
 use super::run::{self, Environment};
 use super::serve::Serve;
 use super::watch::{self, Event, Events, Running};
+use crate::backend::check_names;
 use crate::net::listen::{self, Listen, Listener, PORT};
 use crate::server::{Config, Limits, Server};
 
@@ -25,12 +26,19 @@ pub(super) fn start(
     report: &mut Report,
     verbose: bool,
 ) -> anyhow::Result<Running> {
+    // Before any socket is bound: words that cannot work together.
+    check_names(&serve.exports)?;
+    if serve.oldstyle && serve.exports.len() != 1 {
+        bail!("--oldstyle has no way to name an export: serve exactly one, not {}", serve.exports.len());
+    }
     let listeners = listeners(&serve.listen)?;
     for export in &mut serve.exports {
         export.options.readonly |= serve.read_only;
     }
     let export_names: Vec<_> = serve.exports.iter().map(|export| export.name.clone()).collect();
-    let environment = Environment::of(&listeners, export_names.first().map_or("", String::as_str));
+    // What a client gets that names nothing; if nobody gets that, the first.
+    let preferred = export_names.iter().find(|name| name.is_empty()).or(export_names.first());
+    let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
     let uris = uris(&listeners, &export_names);
     for listener in &listeners {
         tracing::info!("listening on {}", listener.bound);
