@@ -9,29 +9,27 @@ use crate::client::{Dialect, READ, Request};
 use crate::haggle::Haggle;
 use crate::program::{nbdsh, run};
 use crate::scratch::{MIB, Scratch};
-use crate::server::{PROGRAM, Server};
+use crate::server::{Server, program};
 use crate::wait::{PATIENCE, exit_within, until};
 use crate::wire::{Address, Wire};
 
 #[test]
 fn libnbd_starts_it_by_socket_activation() {
-    let size = nbdsh(
-        "",
-        &format!(
-            "h.connect_systemd_socket_activation([{PROGRAM:?}, 'serve', 'memory:1M'])\n\
-         h.pwrite(b'inherited' + bytes(503), 0)\n\
-         assert h.pread(9, 0) == b'inherited'\n\
-         print(h.get_size())\n\
-         h.shutdown()"
-        ),
-    );
+    let start = format!("h.connect_systemd_socket_activation([{:?}, 'serve', 'memory:1M'])", program());
+    let script = r#"
+h.pwrite(b'inherited' + bytes(503), 0)
+assert h.pread(9, 0) == b'inherited'
+print(h.get_size())
+h.shutdown()
+"#;
+    let size = nbdsh("", &(start + script));
     assert_eq!(size.trim(), "1048576");
 }
 
 #[test]
 fn run_gives_the_command_its_uri_and_takes_its_status() {
     let serve = |listen: &str, command: &str| {
-        run(PROGRAM, ["serve", "--listen", listen, "--run", command, "disk=memory:1M", "memory:2M"])
+        run(program(), ["serve", "--listen", listen, "--run", command, "disk=memory:1M", "memory:2M"])
     };
     let scratch = Scratch::new();
     let socket = format!("unix:{}", scratch.path("socket").display());
@@ -53,7 +51,7 @@ fn it_ends_with_its_parent_if_asked_to() {
     let socket = scratch.path("socket");
     let script = r#""$0" serve --exit-with-parent --listen "unix:$1" memory:1M & echo $!; read -r _"#;
     let mut parent = Command::new("sh")
-        .args(["-c", script, PROGRAM])
+        .args(["-c", script, program()])
         .arg(&socket)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -134,7 +132,7 @@ fn words_mean_what_the_manual_says() {
 
 #[test]
 fn help_version_completions_and_manual() {
-    let help = run(PROGRAM, ["serve", "--help"]).ok();
+    let help = run(program(), ["serve", "--help"]).ok();
     for word in [
         "--listen",
         "--read-only",
@@ -158,11 +156,11 @@ fn help_version_completions_and_manual() {
         assert!(help.contains(word), "{word} is not in the help");
     }
     assert!(help.contains("ringnbd serve "), "an example is in the help");
-    assert!(run(PROGRAM, ["--version"]).ok().starts_with("ringnbd "));
+    assert!(run(program(), ["--version"]).ok().starts_with("ringnbd "));
     for shell in ["bash", "zsh", "fish"] {
-        assert!(run(PROGRAM, ["completions", shell]).ok().contains("serve"), "{shell}");
+        assert!(run(program(), ["completions", shell]).ok().contains("serve"), "{shell}");
     }
-    assert!(run(PROGRAM, ["man"]).ok().contains(".TH"));
+    assert!(run(program(), ["man"]).ok().contains(".TH"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use crate::client::Dialect;
 use crate::program::{Outcome, run};
 use crate::scratch::{LoopDevice, MIB, Scratch};
-use crate::server::{PROGRAM, Server};
+use crate::server::{Server, program};
 
 /// Starts a server that must refuse to start.
 #[track_caller]
@@ -14,7 +14,7 @@ fn refused(words: &[&str], code: i32, hints: &[&str]) -> Outcome {
     let scratch = Scratch::new();
     let listen = format!("unix:{}", scratch.path("socket").display());
     let all = ["serve", "--listen", &listen].into_iter().chain(words.iter().copied());
-    let outcome = run(PROGRAM, all);
+    let outcome = run(program(), all);
     assert_eq!(outcome.code, Some(code), "{words:?}: {}{}", outcome.stdout, outcome.stderr);
     for hint in hints {
         assert!(outcome.stderr.contains(hint), "{words:?}: {hint:?} is not in: {}", outcome.stderr);
@@ -61,7 +61,7 @@ fn each_mistake_has_its_own_error() {
         // A word clap can judge alone is a usage error (2); what the system says of it is the operator's (1).
         let scratch = Scratch::new();
         let listen = format!("unix:{}", scratch.path("socket").display());
-        let outcome = run(PROGRAM, ["serve", "--listen", &listen].iter().chain(words.iter()));
+        let outcome = run(program(), ["serve", "--listen", &listen].iter().chain(words.iter()));
         assert!(matches!(outcome.code, Some(1 | 2)), "{words:?}: {:?} {}", outcome.code, outcome.stderr);
         for hint in *hints {
             assert!(outcome.stderr.contains(hint), "{words:?}: {hint:?} is not in: {}", outcome.stderr);
@@ -93,7 +93,7 @@ fn usage_errors_exit_with_2() {
 fn oldstyle_takes_one_export() {
     let scratch = Scratch::new();
     let listen = format!("unix:{}", scratch.path("socket").display());
-    let outcome = run(PROGRAM, ["serve", "--oldstyle", "--listen", &listen, "a=memory:1M", "b=memory:1M"]);
+    let outcome = run(program(), ["serve", "--oldstyle", "--listen", &listen, "a=memory:1M", "b=memory:1M"]);
     assert!(matches!(outcome.code, Some(1 | 2)), "{:?}", outcome.code);
     assert!(outcome.stderr.contains("oldstyle"), "{}", outcome.stderr);
 }
@@ -149,17 +149,17 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
     drop(UnixListener::bind(&path).expect("bind"));
     assert!(path.exists(), "a socket file that nobody listens on");
     let outcome =
-        run(PROGRAM, ["serve", "--listen", &listen, "--run", "test -S \"$unixsocket\"", "memory:1M"]);
+        run(program(), ["serve", "--listen", &listen, "--run", "test -S \"$unixsocket\"", "memory:1M"]);
     outcome.ok();
     assert!(!path.exists(), "removed at exit");
 
     let _live = UnixListener::bind(&path).expect("bind");
-    let outcome = run(PROGRAM, ["serve", "--listen", &listen, "memory:1M"]);
+    let outcome = run(program(), ["serve", "--listen", &listen, "memory:1M"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(path.exists(), "the live socket is still there");
 
     let file = scratch.sparse("file", 10);
-    let outcome = run(PROGRAM, ["serve", "--listen", &format!("unix:{}", file.display()), "memory:1M"]);
+    let outcome = run(program(), ["serve", "--listen", &format!("unix:{}", file.display()), "memory:1M"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert_eq!(fs::metadata(&file).expect("stat").len(), 10, "a file that is no socket is not touched");
 }
@@ -168,7 +168,7 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
 fn a_port_in_use_is_a_clear_error() {
     let server = Server::tcp(["memory:1M"]);
     let crate::wire::Address::Tcp(address) = &server.address else { panic!("TCP") };
-    let outcome = run(PROGRAM, ["serve", "--listen", &format!("tcp:{address}"), "memory:1M"]);
+    let outcome = run(program(), ["serve", "--listen", &format!("tcp:{address}"), "memory:1M"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(outcome.stderr.contains(&address.port().to_string()), "{}", outcome.stderr);
 }

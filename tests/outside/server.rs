@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -16,11 +17,15 @@ use tempfile::TempDir;
 
 use crate::client::{Client, Dialect};
 use crate::haggle::enter;
-use crate::wait::{PATIENCE, exit_within, pid_of, readable, until};
+use crate::wait::{PATIENCE, comes_true, exit_within, pid_of, readable, until};
 use crate::wire::Address;
 
-/// The program under test.
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_ringnbd");
+/// The program under test: the one built with the tests, or the one that `RINGNBD_PROGRAM` names.
+pub(crate) fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    let built = || env!("CARGO_BIN_EXE_ringnbd").to_owned();
+    PROGRAM.get_or_init(|| std::env::var("RINGNBD_PROGRAM").unwrap_or_else(|_| built()))
+}
 
 /// A running server. Dropping it stops it and checks that nothing was left behind.
 pub(crate) struct Server {
@@ -52,7 +57,7 @@ impl Server {
     #[track_caller]
     fn launch<W: AsRef<OsStr>>(dir: TempDir, listen: &OsStr, words: impl IntoIterator<Item = W>) -> Self {
         let log = File::create(dir.path().join("log")).expect("a log file");
-        let mut child = Command::new(PROGRAM)
+        let mut child = Command::new(program())
             .args(["serve", "--print-uri", "--no-pin", "--listen"])
             .arg(listen)
             .args(words)
@@ -135,17 +140,11 @@ impl Server {
     #[track_caller]
     pub(crate) fn comes_to_rest(&self) {
         let mut now = BTreeSet::new();
-        let mut rest = || {
+        let rests = comes_true(|| {
             now = self.descriptors();
             now.len() <= self.at_rest.len()
-        };
-        for _ in 0..200 {
-            if rest() {
-                return;
-            }
-            thread::park_timeout(Duration::from_millis(25));
-        }
-        panic!("descriptors leaked: {:?}", now.difference(&self.at_rest).collect::<Vec<_>>());
+        });
+        assert!(rests, "descriptors leaked: {:?}", now.difference(&self.at_rest).collect::<Vec<_>>());
     }
 
     /// Waits for an end that the test itself brought about.

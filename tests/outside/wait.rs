@@ -13,10 +13,20 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks at `condition` until it holds; panics with `what` after [`PATIENCE`].
 #[track_caller]
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(comes_true(condition), "waited {PATIENCE:?} in vain: {what}");
+}
+
+/// Looks at `condition` until it holds, at most for [`PATIENCE`].
+pub(crate) fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
         thread::park_timeout(Duration::from_millis(5));
     }
 }

@@ -54,7 +54,7 @@ fn qemu_io_zeroes_and_discards_more_than_four_gib() {
     let scratch = Scratch::new();
     let path = scratch.sparse("disk", 6 << 30);
     let server = Server::start([&path]);
-    qemu_io(&server, &["write -P 1 5G 64k", "write -z 0 6G", "read -P 0 5G 64k", "discard 0 6G"]);
+    qemu_io(&server, &["write -P 1 5G 64k", "write -z -n -u 0 6G", "read -P 0 5G 64k", "discard 4G 1G"]);
     assert!(allocated(&path) < 16 * MIB, "zeroes of 6 GiB are not written");
 }
 
