@@ -28,7 +28,7 @@ use crate::metrics::{Counter, ShardMetrics};
 use crate::net::Inbox;
 use crate::net::listen::Listener;
 use crate::rt::net::Socket;
-use crate::rt::sync::{Either, Event, select};
+use crate::rt::sync::Event;
 use crate::rt::{self, timer};
 
 /// How long a stop waits for what is in flight.
@@ -236,14 +236,13 @@ async fn converse(shard: &Rc<ShardState>, link: &Rc<Link>) {
     let mut inbox = Inbox::new(Rc::clone(&link.socket));
     let negotiation =
         timer::deadline(shard.limits.handshake_timeout, negotiate::run(shard, link, &mut inbox));
-    let outcome = match select(negotiation, shard_left(shard, link)).await {
-        Either::First(Ok(outcome)) => outcome,
-        Either::First(Err(timer::Elapsed)) => {
+    let outcome = match negotiation.await {
+        Ok(outcome) => outcome,
+        Err(timer::Elapsed) => {
             shard.count(Counter::HandshakesTimedOut);
             tracing::info!("{}: no handshake within {:?}", link.peer, shard.limits.handshake_timeout);
             negotiate::Outcome::Failed
         }
-        Either::Second(()) => negotiate::Outcome::Closed,
     };
     match outcome {
         negotiate::Outcome::Transmit(session) => transmit(shard, link, inbox, session).await,
@@ -252,12 +251,6 @@ async fn converse(shard: &Rc<ShardState>, link: &Rc<Link>) {
             shard.count(Counter::HandshakesFailed);
             linger(link, inbox).await;
         }
-    }
-}
-
-async fn shard_left(shard: &ShardState, link: &Link) {
-    while shard.is_serving() {
-        link.phase_changed.wait().await;
     }
 }
 
