@@ -63,6 +63,7 @@ pub(super) struct Bench {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 #[value(rename_all = "lowercase")]
+#[allow(clippy::enum_variant_names)] // fio's words
 enum Rw {
     Read,
     Write,

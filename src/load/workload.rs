@@ -62,7 +62,7 @@ impl Sequence {
     pub(super) fn draw(&mut self) -> (Command, u64) {
         let block = if self.workload.pattern.is_random() {
             let draw = self.random();
-            u64::try_from(u128::from(draw) * u128::from(self.blocks) >> 64).unwrap_or(0)
+            u64::try_from((u128::from(draw) * u128::from(self.blocks)) >> 64).unwrap_or(0)
         } else {
             let block = self.next;
             self.next = (self.next + 1) % self.blocks;
