@@ -105,6 +105,8 @@ fn advance(
         while step != Step::Receive {
             step = match step {
                 Step::Receive => break,
+                // The oldstyle greeting has no names: whatever the only export is called, it is meant.
+                Step::Find { .. } if shard.oldstyle => handshake.found(shard.table.only(), out)?,
                 Step::Find { name } => handshake.found(shard.table.find(&name), out)?,
                 Step::List => handshake.listed(&shard.table.listings(), out),
                 Step::Transmit(session) => return Ok(Next::Session(session)),

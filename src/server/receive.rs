@@ -148,9 +148,7 @@ async fn with_payload(mut pending: Pending, inbox: &mut Inbox) -> Result<(), End
     let conn = Rc::clone(&pending.conn);
     let length = usize::try_from(pending.request.payload).unwrap_or(usize::MAX);
     let buffer = conn.payload(length).await;
-    conn.link.transfer_since.set(Some(rt::now_ns()));
-    let (result, buffer) = inbox.read_exact(buffer, 0..length).await;
-    conn.link.transfer_since.set(None);
+    let (result, buffer) = payload(&conn, inbox, buffer, length).await;
     if let Err(error) = result {
         // Cut off: what came of it is not written. Nobody is left to be told, yet the obligation ends with a reply.
         pending.refuse(Errno::EIO, "the payload was cut off", None);
@@ -162,6 +160,29 @@ async fn with_payload(mut pending: Pending, inbox: &mut Inbox) -> Result<(), End
     pending.request.flags = pending.request.flags.without(CommandFlags::PAYLOAD_LEN);
     rt::spawn(command::serve(pending, Some(buffer)));
     Ok(())
+}
+
+/// Receives a payload in steps, so that one that moves is told from one that is stuck.
+async fn payload(
+    conn: &Connection,
+    inbox: &mut Inbox,
+    mut buffer: Buffer,
+    length: usize,
+) -> (io::Result<()>, Buffer) {
+    const STEP: usize = 1 << 20;
+    let mut at = 0;
+    while at < length {
+        conn.link.transfer_since.set(Some(rt::now_ns()));
+        let end = length.min(at + STEP);
+        let (result, back) = inbox.read_exact(buffer, at..end).await;
+        conn.link.transfer_since.set(None);
+        buffer = back;
+        if result.is_err() {
+            return (result, buffer);
+        }
+        at = end;
+    }
+    (Ok(()), buffer)
 }
 
 /// A block status that names its contexts in a payload.
