@@ -37,7 +37,7 @@ pub(super) fn start(
     }
     let export_names: Vec<_> = serve.exports.iter().map(|export| export.name.clone()).collect();
     // What a client gets that names nothing; if nobody gets that, the first.
-    let preferred = export_names.iter().find(|name| name.is_empty()).or(export_names.first());
+    let preferred = export_names.iter().find(|name| name.is_empty()).or_else(|| export_names.first());
     let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
     let uris = uris(&listeners, &export_names);
     for listener in &listeners {
