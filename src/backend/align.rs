@@ -36,7 +36,6 @@ const FOLIO_LENGTH_MAX: u64 = 2 * 1024 * 1024;
 const MEMORY_ALIGN: u64 = 512;
 
 /// A [`Disk`] opened with O_DIRECT, on one shard.
-#[derive(Debug)]
 pub struct Direct {
     /// The same through the page cache: for the tail, and for what moves no data.
     file: File,

@@ -144,12 +144,7 @@ pub(super) async fn write_zeroes(
     let mut buffer = Buffer::acquire(size).await;
     buffer.fill(0);
     for piece in pieces(offset..offset + length, WRITE_LENGTH_MAX) {
-        let size = usize::try_from(piece.end - piece.start).unwrap_or(size);
-        if size < buffer.len() {
-            drop(buffer);
-            buffer = Buffer::acquire(size).await;
-            buffer.fill(0);
-        }
+        buffer.set_len(usize::try_from(piece.end - piece.start).unwrap_or(size));
         let (result, back) = write(buffer, piece.start).await;
         buffer = back;
         result?;

@@ -13,6 +13,8 @@ use super::known::KnownData;
 use super::ranges::Ranges;
 use crate::{rt, sys};
 
+const TOO_SHORT: &str = "the storage behind this export has become shorter than the export";
+
 /// What answers `fallocate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -107,13 +109,17 @@ impl Disk {
     /// Explains a failed read of `[offset, offset + length)`.
     pub(super) async fn read_failed(self: &Arc<Self>, cause: io::Error, offset: u64, length: u64) -> Failure {
         let size = self.note_size().await;
-        if cause.kind() != io::ErrorKind::UnexpectedEof {
-            return Failure::of("read", &cause);
+        // Direct I/O says EINVAL instead of end of file once a file ends inside a block.
+        match size {
+            Some(size) if size < self.position(offset) + length => self.too_short(size, offset),
+            _ if cause.kind() == io::ErrorKind::UnexpectedEof => Failure::new(libc::EIO, TOO_SHORT),
+            _ => Failure::of("read", &cause),
         }
-        let missing = size.unwrap_or(0).saturating_sub(self.base).max(offset);
-        let failure =
-            Failure::new(libc::EIO, "the storage behind this export has become shorter than the export");
-        if missing < offset.saturating_add(length) { failure.at(missing) } else { failure }
+    }
+
+    /// Less is there than the export says. Nothing may be made up for it.
+    pub(super) fn too_short(&self, size: u64, offset: u64) -> Failure {
+        Failure::new(libc::EIO, TOO_SHORT).at(size.saturating_sub(self.base).max(offset))
     }
 
     /// Explains a failed write. `durable`: it was also to be synced, and what failed may have been that half.

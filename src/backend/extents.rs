@@ -37,8 +37,7 @@ fn walk(disk: &Disk, offset: u64, length: u64, extents_max: usize) -> Result<Ext
     // Beyond the end of a file that shrank, everything would pass for a hole.
     let size = disk.current_size().map_err(failed)?;
     if size < end {
-        let text = "the storage behind this export has become shorter than the export";
-        return Err(Failure::new(libc::EIO, text).at(size.saturating_sub(disk.base).max(offset)));
+        return Err(disk.too_short(size, offset));
     }
     let mut runs = Runs { found: Extents::new(), start, end };
     // From the start of a granule, so that it can become known as a whole.

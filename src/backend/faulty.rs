@@ -15,7 +15,6 @@ const RARITY: u64 = 16;
 const LATE_TRIPS: u64 = 8;
 
 /// Another backend, with faults.
-#[derive(Debug)]
 pub struct Faulty {
     inner: Backend,
     state: Cell<u64>,
@@ -43,7 +42,7 @@ impl Faulty {
         }
     }
 
-    pub(super) async fn write(&self, mut buffer: Buffer, offset: u64, fua: bool) -> Done {
+    pub(super) async fn write(&self, buffer: Buffer, offset: u64, fua: bool) -> Done {
         let Some(errno) = self.fault(&[libc::EIO, libc::ENOSPC]).await else {
             return Box::pin(self.inner.write(buffer, offset, fua)).await;
         };
@@ -53,7 +52,7 @@ impl Faulty {
         let length = part.len();
         part.copy_from_slice(&buffer[..length]);
         let (result, _) = Box::pin(self.inner.write(part, offset, fua)).await;
-        (result.and(Err(injected(errno).at(offset + length as u64))), buffer)
+        (result.and_then(|()| Err(injected(errno).at(offset + length as u64))), buffer)
     }
 
     pub(super) async fn flush(&self) -> Result<(), Failure> {

@@ -15,7 +15,6 @@ const CACHE_PIECE: u64 = 128 * 1024;
 const CACHE_LENGTH_MAX: u64 = 64 * 1024 * 1024;
 
 /// A [`Disk`] on one shard.
-#[derive(Debug)]
 pub struct File {
     pub(super) disk: Arc<Disk>,
     pub(super) handle: rt::File,

@@ -49,7 +49,6 @@ pub use self::spec::{
 use crate::rt::Buffer;
 
 /// One export on one shard.
-#[derive(Debug)]
 pub enum Backend {
     /// Reads zeroes, forgets writes.
     Null(Null),

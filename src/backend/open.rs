@@ -26,6 +26,8 @@ use crate::sys::lock::{self, Holder};
 const PAGE: u64 = 4096;
 /// What rt's buffers are aligned to in memory.
 const BUFFER_ALIGN: u32 = 512;
+/// Coarsest blocks that direct I/O is done in: edges are read and written through buffers of a few blocks.
+const DIRECT_ALIGN_MAX: u64 = 1 << 20;
 /// QEMU locks bytes 100..104 for what it does and 200..204 for what it keeps others from (block/file-posix.c). A read
 /// lock there would tell QEMU that we write.
 const QEMU_LOCKS: Range<u64> = 100..204;
@@ -60,7 +62,7 @@ pub enum OpenError {
     Busy { path: PathBuf, by: String },
     #[error("{path} cannot be locked: {source}; add lock=off to serve it without")]
     Lock { path: PathBuf, source: io::Error },
-    #[error("the file system of {path} has no direct I/O: leave out direct=on")]
+    #[error("{path} has no usable direct I/O: leave out direct=on")]
     Direct { path: PathBuf },
     #[error(
         "{path} wants direct I/O from memory aligned to {align} bytes, more than this program has: leave out direct=on"
@@ -359,7 +361,7 @@ fn open_direct(
         }
         _ => (BUFFER_ALIGN, found.block.max(PAGE)), // a file system that does not say: what suits any disk
     };
-    if align == 0 {
+    if !(1..=DIRECT_ALIGN_MAX).contains(&align) {
         return Err(OpenError::Direct { path: path.to_owned() });
     }
     if memory > BUFFER_ALIGN {

@@ -14,6 +14,10 @@
 //! The machine holds no more than one answerable option. Of an option's payload it wants either
 //! all of it in one piece, never more than [`HandshakeConfig::option_kept_max`] bytes, or
 //! nothing: then it drops the payload as it comes and answers afterwards, so framing is kept.
+//!
+//! What a client says before it has our answer piles up in `out`: at most
+//! [`HandshakeConfig::options_max`] short sentences, and one answer per `found` or `listed`, between
+//! which the caller can flush.
 
 mod answer;
 #[cfg(test)]

@@ -27,11 +27,13 @@
 pub mod consts;
 mod context;
 mod cursor;
+mod dialer;
 mod errno;
 mod export;
 mod handshake;
 mod option;
 pub mod reply;
+pub mod reply_decode;
 mod request;
 mod session;
 mod violation;
@@ -41,6 +43,7 @@ pub use consts::{
     OptionCode, OptionReply, TransmissionFlags,
 };
 pub use cursor::Cursor;
+pub use dialer::{DialError, Dialed, Dialer, DialerConfig, Link};
 pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, Listing};
 pub use handshake::{Handshake, HandshakeConfig, Step, Style};

@@ -166,21 +166,74 @@ pub(super) fn clip(text: &str, length_max: usize) -> &str {
     &text[..end]
 }
 
-/// A name from the wire as it may stand in a sentence: quoted, control characters escaped, cut
-/// at 80 characters.
+/// A name from the wire as it may stand in a sentence: quoted, printable, cut at 80 characters.
 pub(super) fn quoted(name: &str) -> String {
     const SHOWN_MAX: usize = 80;
-    let mut text = String::from("\"");
-    for character in name.chars().take(SHOWN_MAX) {
-        if character.is_control() {
-            text.extend(character.escape_default());
-        } else {
-            text.push(character);
+    let (shown, more) = match name.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => (&name[..end], "..."),
+        None => (name, ""),
+    };
+    format!("\"{}\"{more}", printable(shown))
+}
+
+/// Text from the wire with all escaped that could do harm to a terminal or leave its quotes.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\'' => printable.push(character),
+            _ => printable.extend(character.escape_debug()),
         }
     }
-    text.push('"');
-    if name.chars().nth(SHOWN_MAX).is_some() {
-        text.push_str("...");
+    printable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(clip("häuser", 7), "häuser");
+        assert_eq!(clip("häuser", 3), "hä");
+        assert_eq!(clip("häuser", 2), "h");
+        assert_eq!(clip("", 0), "");
     }
-    text
+
+    #[test]
+    fn a_name_cannot_leave_its_quotes() {
+        assert_eq!(quoted("it's häuser"), "\"it's häuser\"");
+        assert_eq!(quoted("a\"\n\u{202e}b\0"), "\"a\\\"\\n\\u{202e}b\\0\"");
+        let long = quoted(&"x".repeat(81));
+        assert_eq!((long.len(), long.ends_with("x\"...")), (85, true));
+        assert!(!quoted(&"x".repeat(80)).ends_with("..."));
+    }
+
+    #[test]
+    fn a_header_is_taken_whole_or_not_at_all() {
+        let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
+        bytes.extend([0, 0, 0, 7, 0, 0, 1, 0, 0xaa]);
+        for cut in 0..OPTION_HEADER_LENGTH {
+            let mut cursor = Cursor::new(&bytes[..cut]);
+            assert_eq!(OptionHeader::decode(&mut cursor), Ok(None));
+            assert_eq!(cursor.consumed(), 0);
+        }
+        let mut cursor = Cursor::new(&bytes);
+        let header = OptionHeader { code: OptionCode::GO, length: 256 };
+        assert_eq!(OptionHeader::decode(&mut cursor), Ok(Some(header)));
+        assert_eq!(cursor.rest(), [0xaa]);
+    }
+
+    #[test]
+    fn strings_longer_than_the_protocol_allows_are_cut_with_a_length_that_fits() {
+        let mut out = Vec::new();
+        let export = Listing { name: "n".repeat(5000), description: Some("d".repeat(5000)) };
+        listing(&mut out, &export);
+        let mut cursor = Cursor::new(&out);
+        assert_eq!(cursor.take(16).map(<[u8]>::len), Some(16));
+        let mut payload = Cursor::new(cursor.counted().expect("a whole payload"));
+        assert!(cursor.is_empty());
+        assert_eq!(payload.counted().map(<[u8]>::len), Some(4096));
+        assert_eq!(payload.remaining(), 4096);
+    }
 }

@@ -132,14 +132,14 @@ pub fn done(dialect: Dialect, request: &Request) -> Head {
 /// What precedes `length` bytes of data at `offset`. `last` ends the reply, and a failure after
 /// that can only be answered by closing. A simple reply has exactly one, the whole read.
 ///
-/// An empty read has no content chunk, so there its head is [`done`].
+/// No chunk may be empty: without bytes the head is that of [`done`], or nothing if not `last`.
 #[inline]
 pub fn data(dialect: Dialect, request: &Request, offset: u64, length: u32, last: bool) -> Head {
     if dialect == Dialect::Simple {
         return simple(request, Errno::OK);
     }
     if length == 0 {
-        return done(dialect, request);
+        return empty(dialect, request, last);
     }
     let mut head = chunk(dialect, request, ChunkType::OFFSET_DATA, u64::from(length) + 8, last);
     head.push(&U64::new(offset));
@@ -147,13 +147,21 @@ pub fn data(dialect: Dialect, request: &Request, offset: u64, length: u32, last:
 }
 
 /// A whole chunk that says `length` bytes at `offset` read as zeroes. Not for simple replies,
-/// nor for requests with DF.
+/// nor for requests with DF. Without bytes it is what [`data`] is.
 #[inline]
 pub fn hole(dialect: Dialect, request: &Request, offset: u64, length: u32, last: bool) -> Head {
     debug_assert!(dialect != Dialect::Simple, "a simple reply has no holes");
+    if length == 0 {
+        return empty(dialect, request, last);
+    }
     let mut head = chunk(dialect, request, ChunkType::OFFSET_HOLE, 12, last);
     head.push(&Hole { offset: U64::new(offset), length: U32::new(length) });
     head
+}
+
+#[cold]
+fn empty(dialect: Dialect, request: &Request, last: bool) -> Head {
+    if last { done(dialect, request) } else { Head::new() }
 }
 
 /// An error that ends the reply, with a sentence where the dialect has room for one. `at` is

@@ -196,7 +196,17 @@ impl Buffer {
         shard.pool.take(length, want)
     }
 
-    /// The same if it need not wait.
+    /// Several buffers in one acquisition, for a reply in several pieces. Waits until all can be had.
+    ///
+    /// The sum of their capacities, each rounded up to a power of two, must not exceed the budget.
+    pub async fn acquire_all(lengths: impl Iterator<Item = usize> + Clone) -> Vec<Self> {
+        let shard = super::current();
+        let want = lengths.clone().map(|length| CAPACITY_MIN << class_of(length)).sum();
+        shard.pool.budget.acquire(want).await;
+        lengths.map(|length| shard.pool.take(length, CAPACITY_MIN << class_of(length))).collect()
+    }
+
+    /// Like [`Buffer::acquire`], if it need not wait.
     pub fn try_acquire(length: usize) -> Option<Self> {
         let want = CAPACITY_MIN << class_of(length);
         super::with(|shard| shard.pool.budget.try_acquire(want).then(|| shard.pool.take(length, want)))

@@ -23,11 +23,12 @@ pub(super) const FILES_MAX: u32 = 1024;
 const TRANSFER_MAX: usize = 1 << 30;
 
 /// A file in the fixed-file table of the shard that registered it. Cheap to clone; not `Send`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct File {
     inner: Rc<Registered>,
 }
 
+#[derive(Debug)]
 struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,

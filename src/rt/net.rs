@@ -12,9 +12,10 @@ use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
 use std::rc::Rc;
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 
 use super::Shard;
 use super::buffer::Buffer;
@@ -129,13 +130,16 @@ impl Receiver {
 
     /// The next bytes, `None` at the end of the stream. Dropping the future loses nothing.
     ///
+    /// With a `limit`, a receive that is not armed yet is a single one of at most so many bytes: what follows a header
+    /// then stays in the socket and can be received where it belongs.
+    ///
     /// # Errors
     /// The errno of `recv(2)`.
-    pub async fn next(&mut self) -> io::Result<Option<Received>> {
+    pub async fn next(&mut self, limit: Option<u32>) -> io::Result<Option<Received>> {
         loop {
             let stream = match &mut self.stream {
                 Some(stream) => stream,
-                None => self.stream.insert(arm(&self.socket)),
+                None => self.stream.insert(arm(&self.socket, limit)),
             };
             let Some(completion) = future::poll_fn(|context| stream.poll_next(context)).await else {
                 self.stream = None;
@@ -180,8 +184,15 @@ async fn wait_for_buffer(returned: &Event) {
     returned.wait().await;
 }
 
-fn arm(socket: &Rc<Socket>) -> Stream {
-    let sqe = opcode::RecvMulti::new(types::Fd(socket.fd.as_raw_fd()), GROUP).build();
+fn arm(socket: &Rc<Socket>, limit: Option<u32>) -> Stream {
+    let fd = types::Fd(socket.fd.as_raw_fd());
+    let sqe = match limit {
+        None => opcode::RecvMulti::new(fd, GROUP).build(),
+        Some(limit) => opcode::Recv::new(fd, ptr::null_mut(), limit)
+            .buf_group(GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT),
+    };
     super::with(|shard| {
         Stream::submit(shard, sqe, Rc::<Socket>::clone(socket), |shard, completion| {
             drop(Received::from_completion(shard, completion));

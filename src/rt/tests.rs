@@ -148,17 +148,17 @@ fn a_flood_that_nobody_reads_stops_in_the_socket_and_loses_nothing() {
         let mut receiver = Receiver::new(Rc::new(Socket::new(near.into())));
         let mut at = 0;
         // The first look arms the receive; then the flood is left alone until its backlog is full.
-        let mut held = vec![receiver.next().await.unwrap().unwrap()];
+        let mut held = vec![receiver.next(None).await.unwrap().unwrap()];
         timer::sleep(Duration::from_millis(20)).await;
         while at < total {
             let bytes = match held.pop() {
                 Some(bytes) => bytes,
-                None => receiver.next().await.unwrap().unwrap(),
+                None => receiver.next(None).await.unwrap().unwrap(),
             };
             assert!(bytes.iter().enumerate().all(|(i, byte)| usize::from(*byte) == (at + i) % 253));
             at += bytes.len();
         }
-        assert!(receiver.next().await.unwrap().is_none());
+        assert!(receiver.next(None).await.unwrap().is_none());
     });
     writer.join().unwrap();
 }
@@ -170,7 +170,7 @@ fn disarming_keeps_the_order_of_bytes() {
         let socket = Rc::new(Socket::new(near.into()));
         let mut receiver = Receiver::new(Rc::clone(&socket));
         far.write_all(b"first").unwrap();
-        assert_eq!(&*receiver.next().await.unwrap().unwrap(), b"first");
+        assert_eq!(&*receiver.next(None).await.unwrap().unwrap(), b"first");
         far.write_all(b"second").unwrap();
         let mut arrived = Vec::new();
         receiver.disarm(&mut arrived).await.unwrap();
@@ -181,7 +181,7 @@ fn disarming_keeps_the_order_of_bytes() {
         assert_eq!(count.unwrap(), missing);
         assert_eq!([&early[..], &buffer[..missing]].concat(), b"secondthird");
         far.write_all(b"fourth").unwrap();
-        assert_eq!(&*receiver.next().await.unwrap().unwrap(), b"fourth");
+        assert_eq!(&*receiver.next(None).await.unwrap().unwrap(), b"fourth");
     });
 }
 
@@ -190,7 +190,7 @@ fn a_dropped_receive_lets_the_shard_end_and_the_peer_see_it() {
     let (near, mut far) = UnixStream::pair().unwrap();
     on_shard(move || async move {
         let mut receiver = Receiver::new(Rc::new(Socket::new(near.into())));
-        assert!(timer::deadline(Duration::from_millis(5), receiver.next()).await.is_err());
+        assert!(timer::deadline(Duration::from_millis(5), receiver.next(None)).await.is_err());
     });
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);

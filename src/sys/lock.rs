@@ -67,7 +67,7 @@ pub fn holder(device: (u32, u32), inode: u64, range: &Range<u64>) -> Option<Hold
     })
 }
 
-/// `lock:	1: OFDLCK ADVISORY  WRITE -1 fe:00:10010685 100 5099`: device numbers in hexadecimal, first and last byte.
+/// `lock: 1: OFDLCK ADVISORY  WRITE -1 fe:00:10010685 100 5099`: device numbers in hexadecimal, first and last byte.
 fn is_lock(line: &str, device: (u32, u32), inode: u64, range: &Range<u64>) -> bool {
     let parse = || {
         let mut words = line.strip_prefix("lock:")?.split_ascii_whitespace().skip(5);

@@ -42,7 +42,18 @@ fn data_is_announced_with_its_own_offset_and_the_requests() {
     assert_eq!(heads[1], format!("668e33ef00000001{COOKIE}000002080000000000001800"));
     assert_eq!(heads[2], format!("6e8a278c00000001{COOKIE}{OFFSET}00000000000002080000000000001800"));
     assert_eq!(&data(Dialect::Structured, &read, 0, 1, true)[4..6], [0, 1]);
-    assert_eq!(hex(&data(Dialect::Extended, &read, 0, 0, true)), hex(&done(Dialect::Extended, &read)));
+}
+
+#[test]
+fn no_content_chunk_is_empty() {
+    let read = request(Command::READ);
+    for dialect in [Dialect::Structured, Dialect::Extended] {
+        let end = hex(&done(dialect, &read));
+        assert_eq!(hex(&data(dialect, &read, 0x1000, 0, true)), end);
+        assert_eq!(hex(&hole(dialect, &read, 0x1000, 0, true)), end);
+        assert!(data(dialect, &read, 0x1000, 0, false).is_empty());
+        assert!(hole(dialect, &read, 0x1000, 0, false).is_empty());
+    }
 }
 
 #[test]

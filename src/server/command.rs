@@ -1,0 +1,228 @@
+//! Every NBD command on one screen.
+//!
+//! A request comes here admitted (`proto::Session::admit`), with its payload if it has one, and leaves answered. Nobody
+//! below checks it again.
+
+use std::borrow::Cow;
+
+use super::conn::{Body, Pending, Piece};
+use super::export::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, Export};
+use crate::backend::{Backend, Extent, Extents, Failure, Zero};
+use crate::proto::reply::{self, Head};
+use crate::proto::{AllocationFlags, Command, CommandFlags, Dialect, Errno, Request};
+use crate::rt::Buffer;
+
+type Answer = Result<Body, Failure>;
+
+/// Carries out one request and answers it.
+pub(super) async fn serve(pending: Pending, payload: Option<Buffer>) {
+    let answer = match pending.request.command {
+        Command::READ => read(&pending).await,
+        Command::WRITE => write(&pending, payload).await,
+        Command::FLUSH => flush(&pending).await,
+        Command::TRIM => trim(&pending).await,
+        Command::WRITE_ZEROES => write_zeroes(&pending).await,
+        Command::CACHE => cache(&pending).await,
+        Command::BLOCK_STATUS => block_status(&pending).await,
+        command => Err(unadmitted(command)),
+    };
+    match answer {
+        Ok(body) => pending.answer(body),
+        Err(failure) => fail(pending, &failure),
+    }
+}
+
+async fn read(pending: &Pending) -> Answer {
+    let (request, backend) = (&pending.request, backend(pending));
+    let dialect = pending.conn.session.dialect;
+    if request.flags.contains(CommandFlags::FUA) {
+        pending.timed(backend.flush()).await?;
+    }
+    let length = payload_length(request)?;
+    if length == 0 {
+        return Ok(done(pending));
+    }
+    if may_have_holes(pending, length)
+        && let Some(runs) = holes(pending, length).await
+    {
+        return read_sparse(pending, &runs).await;
+    }
+    let buffer = pending.conn.payload(length as usize).await;
+    let (result, mut buffer) = pending.timed(backend.read(buffer, request.offset)).await;
+    result?;
+    buffer.set_head(&reply::data(dialect, request, request.offset, length, true));
+    Ok(Body::Buffer(buffer))
+}
+
+async fn write(pending: &Pending, payload: Option<Buffer>) -> Answer {
+    let Some(buffer) = payload else { return Ok(done(pending)) };
+    let written = backend(pending).write(buffer, pending.request.offset, fua(pending));
+    pending.timed(written).await.0?;
+    Ok(done(pending))
+}
+
+async fn flush(pending: &Pending) -> Answer {
+    pending.timed(backend(pending).flush()).await?;
+    Ok(done(pending))
+}
+
+async fn trim(pending: &Pending) -> Answer {
+    let Request { offset, length, .. } = pending.request;
+    if length > 0 {
+        pending.timed(backend(pending).trim(offset, length, fua(pending))).await?;
+    }
+    Ok(done(pending))
+}
+
+async fn write_zeroes(pending: &Pending) -> Answer {
+    let Request { offset, length, flags, .. } = pending.request;
+    let how = Zero {
+        may_punch: !flags.contains(CommandFlags::NO_HOLE),
+        fast_only: flags.contains(CommandFlags::FAST_ZERO),
+    };
+    if length > 0 {
+        pending.timed(backend(pending).zero(offset, length, how, fua(pending))).await?;
+    }
+    Ok(done(pending))
+}
+
+async fn cache(pending: &Pending) -> Answer {
+    let Request { offset, length, .. } = pending.request;
+    if length > 0 {
+        pending.timed(backend(pending).cache(offset, length)).await?;
+    }
+    Ok(done(pending))
+}
+
+async fn block_status(pending: &Pending) -> Answer {
+    let (request, session) = (&pending.request, &pending.conn.session);
+    let one = request.flags.contains(CommandFlags::REQ_ONE);
+    let extents_max = if one { 1 } else { pending.conn.shard.limits.extents_max };
+    let asked = backend(pending).extents(request.offset, request.length, extents_max);
+    let extents = pending.timed(asked).await?;
+    let wanted = |id: u32| pending.filter.is_empty() || pending.filter.contains(&id);
+    let contexts: Vec<_> = session.contexts.iter().filter(|context| wanted(context.id)).collect();
+    let mut bytes = Vec::new();
+    for (index, context) in contexts.iter().enumerate() {
+        let status: Vec<_> =
+            extents.iter().map(|extent| (extent.length, status_of(context.number, extent))).collect();
+        let last = index + 1 == contexts.len();
+        reply::block_status(&mut bytes, session.dialect, request, context.id, &status, last);
+    }
+    Ok(Body::Bytes(bytes))
+}
+
+/// An extent as a context sees it.
+fn status_of(context: usize, extent: &Extent) -> u64 {
+    match context {
+        CONTEXT_ALLOCATION => {
+            let hole = if extent.hole { AllocationFlags::HOLE.0 } else { 0 };
+            let zero = if extent.zero { AllocationFlags::ZERO.0 } else { 0 };
+            u64::from(hole | zero)
+        }
+        // One layer: allocated in it (1), or nowhere (0).
+        CONTEXT_DEPTH => u64::from(!extent.hole),
+        _ => 0,
+    }
+}
+
+/// Whether it pays to ask for holes before reading.
+fn may_have_holes(pending: &Pending, length: u32) -> bool {
+    let Request { offset, flags, .. } = pending.request;
+    length >= pending.conn.shard.limits.sparse_read_min
+        && pending.conn.session.dialect != Dialect::Simple
+        && !flags.contains(CommandFlags::DF)
+        && !backend(pending).known_data(offset, u64::from(length))
+}
+
+/// The runs of the range, if at least one of them reads as zeroes without being read. Beyond `sparse_runs_max` all is
+/// data.
+async fn holes(pending: &Pending, length: u32) -> Option<Extents> {
+    let runs_max = pending.conn.shard.limits.sparse_runs_max;
+    let asked = backend(pending).extents(pending.request.offset, u64::from(length), runs_max);
+    // Whoever cannot tell holes from data reads everything; if that fails too, it says why.
+    let mut runs = pending.timed(asked).await.ok()?;
+    let mut left = u64::from(length);
+    for run in &mut runs {
+        run.length = run.length.min(left);
+        left -= run.length;
+    }
+    runs.retain(|run| run.length > 0);
+    if left > 0 {
+        runs.push(Extent { length: left, hole: false, zero: false });
+    }
+    runs.iter().any(|run| run.zero).then_some(runs)
+}
+
+/// Holes as OFFSET_HOLE, data as OFFSET_DATA; each run of data is read into a buffer of its own that is sent as it is.
+async fn read_sparse(pending: &Pending, runs: &Extents) -> Answer {
+    let (request, dialect) = (&pending.request, pending.conn.session.dialect);
+    let lengths: Vec<_> =
+        runs.iter().filter(|run| !run.zero).filter_map(|run| run.length.try_into().ok()).collect();
+    let buffers = if lengths.is_empty() { Vec::new() } else { pending.conn.payloads(&lengths).await };
+    let mut buffers = buffers.into_iter();
+    let mut pieces = Vec::with_capacity(runs.len());
+    let mut offset = request.offset;
+    for (index, run) in runs.iter().enumerate() {
+        let last = index + 1 == runs.len();
+        let length = u32::try_from(run.length).unwrap_or(u32::MAX);
+        let buffer = if run.zero { None } else { buffers.next() };
+        match buffer {
+            Some(buffer) => {
+                let (result, mut buffer) = pending.timed(backend(pending).read(buffer, offset)).await;
+                result?;
+                buffer.set_head(&reply::data(dialect, request, offset, length, last));
+                pieces.push(Piece::Buffer(buffer));
+            }
+            None => pieces.push(Piece::Head(reply::hole(dialect, request, offset, length, last))),
+        }
+        offset += run.length;
+    }
+    Ok(Body::Pieces(pieces))
+}
+
+fn backend(pending: &Pending) -> &Backend {
+    &export(pending).backend
+}
+
+fn export(pending: &Pending) -> &Export {
+    pending.conn.export()
+}
+
+/// Whether the change has to be durable before its reply.
+fn fua(pending: &Pending) -> bool {
+    export(pending).writethrough || pending.request.flags.contains(CommandFlags::FUA)
+}
+
+fn done(pending: &Pending) -> Body {
+    let head: Head = reply::done(pending.conn.session.dialect, &pending.request);
+    Body::Head(head)
+}
+
+/// Admission keeps reads to the maximum payload, which has 32 bits.
+fn payload_length(request: &Request) -> Result<u32, Failure> {
+    u32::try_from(request.length).map_err(|_| Failure {
+        errno: libc::EOVERFLOW,
+        text: Cow::Borrowed("the read is too long"),
+        at: None,
+    })
+}
+
+fn unadmitted(command: Command) -> Failure {
+    Failure {
+        errno: libc::EINVAL,
+        text: Cow::Owned(format!("{command} is not a command of this server")),
+        at: None,
+    }
+}
+
+/// Tells the client as much as the wire can say, and the operator the cause.
+fn fail(pending: Pending, failure: &Failure) {
+    let Request { command, offset, length, .. } = pending.request;
+    let cause = std::io::Error::from_raw_os_error(failure.errno);
+    pending.conn.shard.warn_of_failure(format_args!(
+        "{}: {command} of {length} bytes at {offset}: {} ({cause})",
+        pending.conn.link.peer, failure.text
+    ));
+    pending.refuse(Errno::from_os(failure.errno), &failure.text, failure.at);
+}

@@ -1,0 +1,90 @@
+//! What a server is told at start, and every limit: a name, a default, a reason.
+
+use std::time::Duration;
+
+use crate::backend::ExportSpec;
+use crate::net::listen::Listener;
+
+/// What to serve, where and how.
+#[derive(Debug)]
+pub struct Config {
+    /// Exports, each with a name of its own.
+    pub exports: Vec<ExportSpec>,
+    /// Sockets that listen already.
+    pub listeners: Vec<Listener>,
+    /// Shards; `None` for one on each processor that this process may use.
+    pub shards: Option<usize>,
+    /// Keep each shard on its processor.
+    pub pin: bool,
+    /// Greet in the oldstyle; needs exactly one export.
+    pub oldstyle: bool,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// Everything that could grow, and how far it may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time; more are closed at once. A connection at rest costs a few KiB, so this protects descriptors.
+    pub connections_max: u32,
+    /// Requests of one connection in flight; then its socket is not read. fio and QEMU go to 128 and 16.
+    pub window: u32,
+    /// Payload bytes of one request, advertised. libnbd, and so fio, sends up to 64 MiB.
+    pub payload_length_max: u32,
+    /// Payload bytes that one shard holds for its clients; then requests wait in line. At least four times
+    /// `payload_length_max`, so that any one request fits, whatever it is rounded up to.
+    pub payload_memory_max: usize,
+    /// A refused payload is read and dropped up to so many times `payload_length_max`; beyond, the connection is closed.
+    /// Keeps a client that only missed the maximum, without reading gigabytes for nothing.
+    pub drain_payloads_max: u32,
+    /// A client that has not chosen an export by then is closed.
+    pub handshake_timeout: Duration,
+    /// Options of one handshake. Listing 1,000 exports with details takes 2,000.
+    pub options_max: u32,
+    /// After a drain began, how long connections have to finish.
+    pub drain_timeout: Duration,
+    /// A connection with nothing in flight that stays silent for so long during a drain is closed.
+    pub drain_idle: Duration,
+    /// How long a request waits for payload memory before a connection whose transfer has been stuck for longer than
+    /// this, and which is not its own, is closed to make room.
+    pub stall_grace: Duration,
+    /// Extents in one block status reply; the client asks on from the last. 8,192 are 64 KiB and some 10 ms of a helper.
+    pub extents_max: usize,
+    /// Reads of at least so many bytes are looked through for holes, unless the range is known to be data: a question
+    /// costs about 12 us, the copy of 32 KiB that a hole saves about as much (perf/README.md).
+    pub sparse_read_min: u32,
+    /// Runs of data and holes in one read; what lies beyond them is read as data.
+    pub sparse_runs_max: usize,
+    /// Replies in one gathered send: more would put a single client in lockstep with the server.
+    pub replies_per_send: usize,
+    /// Bytes after which a gathered send takes no further reply.
+    pub bytes_per_send: usize,
+    /// TCP keepalive: idle time before the first probe.
+    pub keepalive: Duration,
+    /// TCP user timeout: unacknowledged for so long means gone (`TCP_USER_TIMEOUT`, tcp(7)).
+    pub user_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            window: 128,
+            payload_length_max: 64 << 20,
+            payload_memory_max: 256 << 20,
+            drain_payloads_max: 4,
+            handshake_timeout: Duration::from_secs(10),
+            options_max: 4096,
+            drain_timeout: Duration::from_secs(30),
+            drain_idle: Duration::from_millis(500),
+            stall_grace: Duration::from_secs(5),
+            extents_max: 8192,
+            sparse_read_min: 32 << 10,
+            sparse_runs_max: 64,
+            replies_per_send: 64,
+            bytes_per_send: 1 << 20,
+            keepalive: Duration::from_secs(60),
+            user_timeout: Duration::from_secs(60),
+        }
+    }
+}

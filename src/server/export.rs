@@ -1,0 +1,113 @@
+//! The table of exports: opened once, taken into use on each shard.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::backend::{Backend, ExportSpec, Media, OpenError, Traits};
+use crate::proto::{BlockSizes, ExportInfo, Listing, TransmissionFlags};
+
+/// The meta contexts of every export; the index is the context's number.
+pub(super) const CONTEXTS: [&str; 2] = ["base:allocation", "qemu:allocation-depth"];
+/// `base:allocation`.
+pub(super) const CONTEXT_ALLOCATION: usize = 0;
+/// `qemu:allocation-depth`.
+pub(super) const CONTEXT_DEPTH: usize = 1;
+
+/// All exports of the process.
+pub(super) struct Table {
+    rows: Vec<Row>,
+    by_name: HashMap<String, usize>,
+}
+
+struct Row {
+    media: Arc<Media>,
+    info: ExportInfo,
+}
+
+/// One export on one shard.
+pub(super) struct Export {
+    pub(super) backend: Backend,
+    pub(super) writethrough: bool,
+}
+
+impl Table {
+    /// Opens all exports; their names are distinct (checked with the specs).
+    pub(super) fn open(specs: &[ExportSpec], payload_length_max: u32) -> Result<Self, OpenError> {
+        let mut rows = Vec::with_capacity(specs.len());
+        let mut by_name = HashMap::new();
+        for (id, spec) in specs.iter().enumerate() {
+            let media = Media::open(spec)?;
+            let info = describe(id, spec, &media, payload_length_max);
+            by_name.insert(spec.name.clone(), id);
+            rows.push(Row { media, info });
+        }
+        Ok(Self { rows, by_name })
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&ExportInfo> {
+        self.by_name.get(name).map(|id| &self.rows[*id].info)
+    }
+
+    pub(super) fn listings(&self) -> Vec<Listing> {
+        let listed = self.rows.iter().filter(|row| !row.media.traits().hidden);
+        listed
+            .map(|row| Listing { name: row.info.name.clone(), description: row.info.description.clone() })
+            .collect()
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.rows.iter().map(|row| row.info.name.clone()).collect()
+    }
+
+    /// Takes all exports into use on the calling shard.
+    pub(super) fn attach(&self) -> io::Result<Vec<Export>> {
+        self.rows
+            .iter()
+            .map(|row| {
+                let writethrough = row.media.traits().writethrough;
+                Ok(Export { backend: row.media.attach()?, writethrough })
+            })
+            .collect()
+    }
+}
+
+fn describe(id: usize, spec: &ExportSpec, media: &Media, payload_length_max: u32) -> ExportInfo {
+    let traits = media.traits();
+    ExportInfo {
+        id,
+        name: spec.name.clone(),
+        description: traits.description.clone(),
+        size: media.size(),
+        flags: flags(traits),
+        block: BlockSizes {
+            minimum: traits.minimum,
+            preferred: traits.preferred.max(traits.minimum),
+            maximum: payload_length_max,
+        },
+        strict: traits.strict,
+        contexts: CONTEXTS.map(str::to_owned).to_vec(),
+    }
+}
+
+/// What is advertised is what works: every flag comes from the backend, except CAN_MULTI_CONN. All connections on all
+/// shards share one file description, so a flush on any covers the completed writes of all.
+fn flags(traits: &Traits) -> TransmissionFlags {
+    let can = &traits.can;
+    let writable = !traits.readonly;
+    [
+        (true, TransmissionFlags::HAS_FLAGS),
+        (true, TransmissionFlags::CAN_MULTI_CONN),
+        (traits.readonly, TransmissionFlags::READ_ONLY),
+        (traits.rotational, TransmissionFlags::ROTATIONAL),
+        (can.flush, TransmissionFlags::SEND_FLUSH),
+        (can.fua, TransmissionFlags::SEND_FUA),
+        (can.trim && writable, TransmissionFlags::SEND_TRIM),
+        (can.zero && writable, TransmissionFlags::SEND_WRITE_ZEROES),
+        (can.zero && can.fast_zero && writable, TransmissionFlags::SEND_FAST_ZERO),
+        (can.cache, TransmissionFlags::SEND_CACHE),
+    ]
+    .into_iter()
+    .filter(|(holds, _)| *holds)
+    .fold(TransmissionFlags::default(), |flags, (_, flag)| flags | flag)
+}

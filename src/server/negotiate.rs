@@ -1,0 +1,124 @@
+//! The handshake on a real socket: moves bytes between [`Handshake`] and the connection and answers its questions from
+//! the table of exports.
+
+use std::io;
+use std::rc::Rc;
+
+use super::conn::Link;
+use super::shard::ShardState;
+use crate::metrics::Counter;
+use crate::net::Inbox;
+use crate::proto::{Handshake, HandshakeConfig, Session, Step, Style};
+use crate::rt::gather::Gather;
+
+/// Bytes of replies after which they are sent before the next option is read.
+const OUT_MAX: usize = 64 << 10;
+
+/// How a handshake ended.
+pub(super) enum Outcome {
+    /// The client chose an export.
+    Transmit(Session),
+    /// It said goodbye or was told so.
+    Closed,
+    /// It broke the protocol, or the connection broke.
+    Failed,
+}
+
+/// Negotiates with one client.
+pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inbox) -> Outcome {
+    let mut out = Vec::new();
+    let config = HandshakeConfig {
+        style: if shard.oldstyle { Style::Oldstyle } else { Style::Fixed },
+        options_max: shard.limits.options_max,
+        ..HandshakeConfig::default()
+    };
+    let mut handshake = Handshake::new(config, &mut out);
+    loop {
+        let step = match advance(shard, &mut handshake, inbox, &mut out) {
+            Ok(step) => step,
+            Err(violation) => {
+                shard.count(Counter::ProtocolViolations);
+                tracing::debug!("{}: closing: {violation}", link.peer);
+                flush(link, &mut out).await;
+                return Outcome::Failed;
+            }
+        };
+        match step {
+            Next::Session(session) => {
+                return if flush(link, &mut out).await {
+                    Outcome::Transmit(session)
+                } else {
+                    Outcome::Failed
+                };
+            }
+            Next::Close => {
+                flush(link, &mut out).await;
+                return Outcome::Closed;
+            }
+            Next::Send => {
+                if !flush(link, &mut out).await {
+                    return Outcome::Failed;
+                }
+            }
+            Next::Receive => {
+                if !flush(link, &mut out).await {
+                    return Outcome::Failed;
+                }
+                match inbox.fill(usize::MAX).await {
+                    Ok(true) => {}
+                    Ok(false) => return Outcome::Failed,
+                    Err(error) => {
+                        log_broken(link, &error);
+                        return Outcome::Failed;
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Next {
+    Receive,
+    Send,
+    Session(Session),
+    Close,
+}
+
+/// Runs the machine until it wants bytes, or has said enough to be sent.
+fn advance(
+    shard: &ShardState,
+    handshake: &mut Handshake,
+    inbox: &mut Inbox,
+    out: &mut Vec<u8>,
+) -> Result<Next, crate::proto::Violation> {
+    loop {
+        let (consumed, mut step) = handshake.advance(inbox.bytes(), out)?;
+        inbox.consume(consumed);
+        loop {
+            step = match step {
+                Step::Receive if consumed == 0 => return Ok(Next::Receive),
+                Step::Receive if out.len() >= OUT_MAX => return Ok(Next::Send),
+                Step::Receive => break,
+                Step::Find { name } => handshake.found(shard.table.find(&name), out)?,
+                Step::List => handshake.listed(&shard.table.listings(), out),
+                Step::Transmit(session) => return Ok(Next::Session(session)),
+                Step::Close => return Ok(Next::Close),
+            };
+        }
+    }
+}
+
+/// Sends what the machine said. False when the client does not take it.
+async fn flush(link: &Rc<Link>, out: &mut Vec<u8>) -> bool {
+    if out.is_empty() {
+        return true;
+    }
+    let mut gather = Box::new(Gather::new());
+    gather.blob(std::mem::take(out));
+    let (result, _) = link.socket.send(gather).await;
+    result.inspect_err(|error| log_broken(link, error)).is_ok()
+}
+
+fn log_broken(link: &Link, error: &io::Error) {
+    tracing::debug!("{}: the connection broke during the handshake: {error}", link.peer);
+}

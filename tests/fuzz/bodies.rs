@@ -1,0 +1,126 @@
+//! One function per decoder: bytes of any kind in, no panic, and nothing that grows without a limit.
+//!
+//! `cargo fuzz run handshake` and the like drive them for hours; `tests/fuzz_brief.rs` for a moment on every run of
+//! the tests.
+#![allow(dead_code)] // each fuzz target uses one of them
+
+use ringnbd::proto::{
+    Admission, BlockSizes, Command, Dialect, ExportInfo, Handshake, HandshakeConfig, Listing, Request,
+    SelectedContext, Session, Step, Style, TransmissionFlags, Violation, reply,
+};
+use smallvec::SmallVec;
+
+/// An export with something of everything.
+fn export() -> ExportInfo {
+    ExportInfo {
+        id: 0,
+        name: "disk".to_owned(),
+        description: Some("a disk".to_owned()),
+        size: 1 << 40,
+        flags: TransmissionFlags(0x0d7f),
+        block: BlockSizes { minimum: 512, preferred: 4096, maximum: 64 << 20 },
+        strict: true,
+        contexts: vec!["base:allocation".to_owned(), "qemu:allocation-depth".to_owned()],
+    }
+}
+
+/// The server's handshake, and after it the requests. The first byte chooses the style and how the rest is cut.
+pub fn handshake(input: &[u8]) {
+    let Some((&first, input)) = input.split_first() else { return };
+    let style = if first & 0x80 == 0 { Style::Fixed } else { Style::Oldstyle };
+    let piece = usize::from(first & 0x7f) + 1;
+    let mut out = Vec::new();
+    let config = HandshakeConfig { style, ..HandshakeConfig::default() };
+    let mut handshake = Handshake::new(config, &mut out);
+    let mut held = Vec::new();
+    for part in input.chunks(piece) {
+        held.extend_from_slice(part);
+        match serve(&mut handshake, &mut held, &mut out) {
+            Ok(None) => {}
+            Ok(Some(session)) => return transmission(&session, &held),
+            Err(_) => return,
+        }
+        assert!(out.len() <= 8192, "one step wrote {} bytes", out.len());
+        assert!(held.len() <= (64 << 10) + 128, "{} bytes are held back", held.len());
+        out.clear();
+    }
+}
+
+/// Runs the handshake as far as `held` allows; the session if it came to one.
+fn serve(
+    handshake: &mut Handshake,
+    held: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<Option<Session>, Violation> {
+    let export = export();
+    let listing = [Listing { name: export.name.clone(), description: export.description.clone() }];
+    loop {
+        let (consumed, mut step) = handshake.advance(held, out)?;
+        held.drain(..consumed);
+        step = match step {
+            Step::Find { name } => {
+                let known = name.is_empty() || name == export.name;
+                handshake.found(known.then_some(&export), out)?
+            }
+            Step::List => handshake.listed(&listing, out),
+            Step::Receive => return Ok(None),
+            other => other,
+        };
+        match step {
+            Step::Transmit(session) => return Ok(Some(session)),
+            Step::Close => return Err(Violation::RequestMagic(0)),
+            _ => {}
+        }
+    }
+}
+
+/// Request headers in the dialect that the first byte names, each followed by its payload if that is there.
+pub fn requests(input: &[u8]) {
+    let Some((&first, input)) = input.split_first() else { return };
+    let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first % 3)];
+    let selected = [0, 1].map(|number| SelectedContext { id: 7 - number as u32, number });
+    let contexts = if dialect == Dialect::Simple { SmallVec::new() } else { SmallVec::from(selected) };
+    let mut session = Session::new(&export(), dialect, contexts);
+    session.strict = first & 0x80 == 0;
+    transmission(&session, input);
+}
+
+fn transmission(session: &Session, mut input: &[u8]) {
+    while let Ok(Some((request, consumed))) = session.decode(input) {
+        assert!(consumed > 0 && consumed <= input.len());
+        input = &input[consumed..];
+        let payload = usize::try_from(request.payload).unwrap_or(usize::MAX).min(input.len());
+        let (payload, rest) = input.split_at(payload);
+        input = rest;
+        let mut out = Vec::new();
+        match session.admit(&request) {
+            Admission::Serve => {
+                let end = request.offset.checked_add(request.length);
+                assert!(
+                    end.is_some_and(|end| end <= session.size) || request.length == 0 || is_flush(&request)
+                );
+                let _ = reply::done(session.dialect, &request);
+                if request.payload > 0 {
+                    let _ = session.parse_status_payload(&request, payload);
+                }
+            }
+            Admission::Refuse(refusal) | Admission::Close(refusal) => {
+                assert!(refusal.errno.0 != 0 && !refusal.text.is_empty());
+                reply::error(&mut out, session.dialect, &request, refusal.errno, &refusal.text, None);
+                assert!(out.len() <= 4096 + 64);
+            }
+            Admission::Disconnect => return,
+        }
+    }
+}
+
+fn is_flush(request: &Request) -> bool {
+    request.command == Command::FLUSH
+}
+
+/// The operator's words.
+pub fn words(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let _ = ringnbd::backend::ExportSpec::parse(text);
+    let _ = ringnbd::net::listen::Listen::parse(text);
+}

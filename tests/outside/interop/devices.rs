@@ -1,0 +1,91 @@
+//! Block devices: loop devices with real discard, with sectors of 512 and of 4096 bytes.
+
+use super::fio::fio;
+use crate::client::{Dialect, EINVAL, FAST_ZERO, FUA, NO_HOLE, READ, Request, TRIM, WRITE_ZEROES};
+use crate::haggle::Haggle;
+use crate::program::run;
+use crate::scratch::{LoopDevice, MIB, allocated, pattern};
+use crate::server::Server;
+
+fn block(device: &LoopDevice, options: &str) -> String {
+    format!("block:{}{options}", device.path.display())
+}
+
+#[test]
+fn a_loop_device_verifies_and_discards() {
+    for options in ["", ",direct=on"] {
+        let device = LoopDevice::new(64 * MIB);
+        let server = Server::start([block(&device, options)]);
+        fio(&server, &["--rw=randwrite", "--bs=4k", "--size=32M", "--iodepth=32", "--verify=crc32c"]);
+        let mut client = server.client(Dialect::Structured);
+        client.write(0, &pattern(1, 8 << 20));
+        client.flush();
+        let before = allocated(&device.backing);
+        client.call(&Request::new(TRIM, 0, 8 * MIB).flags(FUA)).ok("TRIM");
+        assert!(allocated(&device.backing) + 7 * MIB < before, "{options}: TRIM is a discard of the device");
+    }
+}
+
+#[test]
+fn zeroes_on_a_device_read_back_as_zeroes() {
+    for options in ["", ",direct=on"] {
+        let device = LoopDevice::new(16 * MIB);
+        let server = Server::start([block(&device, options)]);
+        let mut client = server.client(Dialect::Structured);
+        for flags in [0, NO_HOLE, FUA, NO_HOLE | FUA] {
+            let mut model = pattern(7, 4 << 20);
+            client.write(0, &model);
+            for (offset, length) in [(0, MIB), (MIB + 512, 100_352), (3 * MIB + 5, 7777)] {
+                client.call(&Request::new(WRITE_ZEROES, offset, length).flags(flags)).ok("WRITE_ZEROES");
+                model[offset as usize..][..length as usize].fill(0);
+            }
+            assert!(client.read(0, 4 << 20) == model, "{options}: flags {flags}");
+        }
+        let reply = client.call(&Request::new(WRITE_ZEROES, 0, MIB).flags(FAST_ZERO));
+        assert!([0, crate::client::ENOTSUP, EINVAL].contains(&reply.errno), "FAST_ZERO: {}", reply.errno);
+    }
+}
+
+#[test]
+fn the_sector_of_the_device_is_its_minimum_block() {
+    let device = LoopDevice::with(16 * MIB, &["--sector-size", "4096"]);
+    for options in ["", ",direct=on"] {
+        let server = Server::start([block(&device, options)]);
+        let mut client = server.client(Dialect::Extended);
+        assert_eq!(client.block[0], 4096, "{options}");
+        client.write(100, b"not a sector");
+        assert_eq!(client.read(100, 12), b"not a sector", "{options}: who ignores it is still served");
+        client.call(&Request::new(READ, 16 * MIB, 1)).refused(EINVAL, "past the end of the device");
+        client.flush();
+    }
+}
+
+#[test]
+fn a_bare_path_of_a_device_is_a_device() {
+    let device = LoopDevice::new(16 * MIB);
+    let server = Server::start([&device.path]);
+    assert_eq!(server.client(Dialect::Simple).size, 16 * MIB);
+    run("nbdcopy", ["--flush".to_owned(), server.uri(""), "null:".to_owned()]).ok();
+}
+
+#[test]
+fn rotational_is_what_the_kernel_says() {
+    let device = LoopDevice::new(MIB);
+    let name = device.path.file_name().expect("a name").to_string_lossy().into_owned();
+    let queue = std::fs::read_to_string(format!("/sys/block/{name}/queue/rotational")).expect("sysfs");
+    let server = Server::start([&device.path]);
+    let flags = Haggle::new(&server.address).go("").flags;
+    assert_eq!(u16::from(queue.trim() == "1"), flags >> 4 & 1, "ROTATIONAL");
+}
+
+/// A file system made and checked through the server, as a machine's disk would be.
+#[test]
+fn mkfs_and_fsck_through_nbd() {
+    let device = LoopDevice::new(64 * MIB);
+    run("mkfs.ext4", ["-q".as_ref(), device.path.as_os_str()]).ok();
+    let server = Server::start([&device.path]);
+    let copy = crate::scratch::Scratch::new();
+    let image = copy.path("image");
+    run("nbdcopy", [server.uri("").as_ref(), image.as_os_str()]).ok();
+    run("fsck.ext4", ["-f".as_ref(), "-n".as_ref(), image.as_os_str()]).ok();
+}

@@ -1,0 +1,28 @@
+//! The server seen from outside: a `ringnbd` process, sockets, bytes and other people's programs.
+//!
+//! ```text
+//!   conformance  hostile  drain  limits  command_line     interop
+//!        |          |       |      |          |              |
+//!        '----------'-- client, haggle, wire -'           program
+//!                           |                                |
+//!                         server (the process and its guard), scratch, wait
+//! ```
+//!
+//! Nothing here uses the crate's own protocol code: the bytes are written by hand, so that one misreading of the
+//! specification cannot sit on both sides. One binary, because linking is what costs time.
+#![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
+
+mod client;
+mod command_line;
+mod conformance;
+mod drain;
+mod haggle;
+mod hostile;
+mod interop;
+mod limits;
+mod program;
+mod scratch;
+mod server;
+mod wait;
+mod wire;
+mod witness;
