@@ -34,9 +34,7 @@ pub(super) fn start(
     let preferred = export_names.iter().find(|name| name.is_empty()).or_else(|| export_names.first());
     let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
     let uris = uris(&listeners, &export_names);
-    for listener in &listeners {
-        tracing::info!("listening on {}", listener.bound);
-    }
+    let places: Vec<_> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
     let config = Config {
         exports: serve.exports,
         listeners,
@@ -52,6 +50,9 @@ pub(super) fn start(
         },
     };
     let server = Server::start(config)?;
+    for place in &places {
+        tracing::info!("listening on {place}");
+    }
     if verbose {
         for line in server.capabilities().lines() {
             tracing::info!("{line}");
