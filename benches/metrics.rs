@@ -3,6 +3,7 @@
 //! The budget is 2 % of the server's CPU per request on `null`: at 3 us per request, 60 ns.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringnbd::metrics::{CommandKind, Sample, ShardMetrics};
@@ -23,6 +24,7 @@ fn begin_and_end(c: &mut Criterion) {
             metrics.end(black_box(1), CommandKind::Read, black_box(&sample));
         });
     });
+    c.bench_function("metrics/one reading of the clock", |bencher| bencher.iter(Instant::now));
     c.bench_function("metrics/snapshot of one command", |bencher| bencher.iter(|| metrics.snapshot()));
 }
 

@@ -67,9 +67,20 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         // The one place where an operator's error is printed; nothing to do if stderr is gone.
-        let _ = writeln!(io::stderr(), "ringnbd: {error:#}");
+        let _ = writeln!(io::stderr(), "ringnbd: {}", sentence(&error));
         ExitCode::FAILURE
     })
+}
+
+/// An error and its causes; some of ours tell their cause themselves, with what to do about it.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Writes to standard output; a reader that left early (`| head`) is not an error.
@@ -83,9 +94,20 @@ fn print(bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
     use clap::CommandFactory;
 
-    use super::Arguments;
+    use super::{Arguments, sentence};
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || std::io::Error::from_raw_os_error(2);
+        let refused =
+            crate::net::listen::ListenError::Bind { address: "unix:/no/x".into(), source: missing() };
+        assert_eq!(sentence(&refused.into()).matches("os error 2").count(), 1);
+        let plain = Err::<(), _>(missing()).context("cannot open x").expect_err("is one");
+        assert_eq!(sentence(&plain), "cannot open x: No such file or directory (os error 2)");
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_everything_has_help() {

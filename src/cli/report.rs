@@ -100,7 +100,7 @@ impl Report {
 
 fn write_percentiles(dir: &Path, snapshot: &Snapshot, export_names: &[String]) -> io::Result<()> {
     let labels = labels(export_names);
-    for (export, kind, command) in snapshot.used() {
+    for (export, kind, command) in snapshot.used().filter(|(.., command)| command.requests > 0) {
         let label = labels.get(export).map_or("?", String::as_str);
         let file = File::create(dir.join(format!("{label}.{}.hgrm", kind.name())))?;
         let mut out = BufWriter::new(file);

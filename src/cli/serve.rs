@@ -106,6 +106,8 @@ pub(super) struct Serve {
     pub(super) pid_file: Option<PathBuf>,
 
     /// Run a shell command with $uri, $unixsocket and $port set; end when it ends, with its status
+    ///
+    /// $uri names the default export if there is one. A SIGTERM or SIGINT is passed on to the command.
     #[arg(long, value_name = "CMD", help_heading = "Process")]
     pub(super) run: Option<String>,
 

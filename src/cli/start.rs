@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use sd_notify::NotifyState;
 
 use super::pid_file::PidFile;
@@ -10,7 +10,6 @@ use super::report::Report;
 use super::run::{self, Environment};
 use super::serve::Serve;
 use super::watch::{self, Event, Events, Running};
-use crate::backend::check_names;
 use crate::net::listen::{self, Listen, Listener, PORT};
 use crate::server::{Config, Limits, Server};
 
@@ -26,11 +25,6 @@ pub(super) fn start(
     report: &mut Report,
     verbose: bool,
 ) -> anyhow::Result<Running> {
-    // Before any socket is bound: words that cannot work together.
-    check_names(&serve.exports)?;
-    if serve.oldstyle && serve.exports.len() != 1 {
-        bail!("--oldstyle has no way to name an export: serve exactly one, not {}", serve.exports.len());
-    }
     let listeners = listeners(&serve.listen)?;
     for export in &mut serve.exports {
         export.options.readonly |= serve.read_only;
@@ -40,9 +34,7 @@ pub(super) fn start(
     let preferred = export_names.iter().find(|name| name.is_empty()).or_else(|| export_names.first());
     let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
     let uris = uris(&listeners, &export_names);
-    for listener in &listeners {
-        tracing::info!("listening on {}", listener.bound);
-    }
+    let places: Vec<_> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
     let config = Config {
         exports: serve.exports,
         listeners,
@@ -58,6 +50,9 @@ pub(super) fn start(
         },
     };
     let server = Server::start(config)?;
+    for place in &places {
+        tracing::info!("listening on {place}");
+    }
     if verbose {
         for line in server.capabilities().lines() {
             tracing::info!("{line}");

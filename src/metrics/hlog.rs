@@ -57,7 +57,7 @@ impl<W: Write> IntervalLog<W> {
         let interval = now.since(&self.previous);
         let mut lines =
             IntervalLogWriterBuilder::new().begin_log_with(&mut self.out, &mut self.serializer)?;
-        for (export, kind, command) in interval.used() {
+        for (export, kind, command) in interval.used().filter(|(.., command)| command.requests > 0) {
             let label = self.labels.get(export).map_or("?", String::as_str);
             let tag = format!("{label}.{}", kind.name());
             lines.write_histogram(&command.service, self.previous_at, length, Tag::new(&tag)).map_err(

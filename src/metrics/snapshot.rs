@@ -155,14 +155,12 @@ impl Snapshot {
         self.exports.get(export)?[kind as usize].as_deref()
     }
 
-    /// The commands that answered at least one request: `(export, command, figures)` in order.
+    /// The commands with requests answered or in flight: `(export, command, figures)` in order.
     pub fn used(&self) -> impl Iterator<Item = (usize, CommandKind, &CommandMetrics)> {
         self.exports.iter().enumerate().flat_map(|(export, commands)| {
             CommandKind::ALL.iter().zip(commands).filter_map(move |(kind, command)| {
-                command
-                    .as_deref()
-                    .filter(|command| command.requests > 0)
-                    .map(|command| (export, *kind, command))
+                let command = command.as_deref()?;
+                (command.requests + command.in_flight > 0).then_some((export, *kind, command))
             })
         })
     }

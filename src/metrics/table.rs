@@ -11,7 +11,7 @@ const QUANTILES: [(&str, f64); 5] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
 
 /// Three lines for each command in use on each export (service, backend and queued time in
-/// microseconds), then errors by errno and the counters that are not zero.
+/// microseconds), then requests in flight, errors by errno and the counters that are not zero.
 ///
 /// `elapsed` is the time that `snapshot` covers; rates are averages over it.
 pub fn table(snapshot: &Snapshot, export_names: &[String], elapsed: Duration) -> String {
@@ -61,6 +61,9 @@ fn render(
         }
     }
     for (export, kind, command) in snapshot.used() {
+        if command.in_flight > 0 {
+            writeln!(text, "{} {}: {} in flight", label(export), kind.name(), command.in_flight)?;
+        }
         for (errno, count) in command.errors() {
             writeln!(text, "{} {}: errno {errno} answered {count} times", label(export), kind.name())?;
         }
@@ -92,12 +95,14 @@ mod tests {
                 Sample { service_ns: 50_000, backend_ns: 40_000, queued_ns: 1_000, bytes: 4096, errno };
             shard.end(1, CommandKind::Write, &sample);
         }
+        shard.begin(1, CommandKind::Write);
         shard.count(Counter::Evicted);
         let names = [String::new(), "disk".to_owned()];
         let text = table(&shard.snapshot(), &names, Duration::from_secs(2));
         let service: Vec<_> = text.lines().nth(2).unwrap_or_default().split_whitespace().collect();
         assert_eq!(&service[..7], ["disk", "write", "service", "2", "1", "0.0", "1"]);
         assert!(text.contains("disk write: errno 28 answered 1 times"), "{text}");
+        assert!(text.contains("disk write: 1 in flight"), "{text}");
         assert!(text.contains("evicted 1"), "{text}");
         assert!(!text.contains("default"), "an unused export has no line: {text}");
     }
