@@ -19,7 +19,7 @@ fn export() -> ExportInfo {
         name: "disk".to_owned(),
         description: Some("a disk".to_owned()),
         size: 1 << 40,
-        flags: TransmissionFlags(0x0d7f),
+        flags: TransmissionFlags(0x0d7d),
         block: BlockSizes { minimum: 512, preferred: 4096, maximum: 64 << 20 },
         strict: true,
         contexts: vec!["base:allocation".to_owned(), "qemu:allocation-depth".to_owned()],
@@ -35,11 +35,15 @@ pub(crate) fn handshake(input: &[u8]) {
     let config = HandshakeConfig { style, ..HandshakeConfig::default() };
     let mut handshake = Handshake::new(config, &mut out);
     let mut held = Vec::new();
-    for part in input.chunks(piece) {
+    let mut parts = input.chunks(piece);
+    while let Some(part) = parts.next() {
         held.extend_from_slice(part);
         match serve(&mut handshake, &mut held, &mut out) {
             Ok(None) => {}
-            Ok(Some(session)) => return transmission(&session, &held),
+            Ok(Some(session)) => {
+                held.extend(parts.flatten());
+                return transmission(&session, &held);
+            }
             Err(_) => return,
         }
         assert!(out.len() <= 8192, "one step wrote {} bytes", out.len());
