@@ -79,10 +79,10 @@ impl Direct {
             (result, buffer) = match way {
                 Way::Straight => self.handle.read_exact(buffer, place, part.start).await,
                 Way::Cached => self.file.handle.read_exact(buffer, place, part.start).await,
-                Way::Bounce => self.bounce_read(buffer, place, part).await,
+                Way::Bounce => Box::pin(self.bounce_read(buffer, place, part)).await,
             };
             if let Err(cause) = result {
-                return (Err(self.file.disk.read_failed(cause, offset, length).await), buffer);
+                return (Err(Box::pin(self.file.disk.read_failed(cause, offset, length)).await), buffer);
             }
         }
         (Ok(()), buffer)
@@ -104,10 +104,10 @@ impl Direct {
             (result, buffer) = match way {
                 Way::Straight => self.handle.write_all(buffer, place, part.start, sync).await,
                 Way::Cached => self.file.handle.write_all(buffer, place, part.start, sync).await,
-                Way::Bounce => self.bounce_write(buffer, place, part, sync).await,
+                Way::Bounce => Box::pin(self.bounce_write(buffer, place, part, sync)).await,
             };
             if let Err(cause) = result {
-                return (Err(self.file.disk.write_failed(cause, sync).await), buffer);
+                return (Err(Box::pin(self.file.disk.write_failed(cause, sync)).await), buffer);
             }
         }
         self.file.disk.known.insert(offset, length);

@@ -31,7 +31,7 @@ impl File {
         let (result, buffer) = self.handle.read_exact(buffer, 0..length, self.disk.position(offset)).await;
         match result {
             Ok(()) => (Ok(()), buffer),
-            Err(cause) => (Err(self.disk.read_failed(cause, offset, length as u64).await), buffer),
+            Err(cause) => (Err(Box::pin(self.disk.read_failed(cause, offset, length as u64)).await), buffer),
         }
     }
 
@@ -41,7 +41,7 @@ impl File {
         let (result, buffer) =
             self.handle.write_all(buffer, 0..length, self.disk.position(offset), durable).await;
         if let Err(cause) = result {
-            return (Err(self.disk.write_failed(cause, durable).await), buffer);
+            return (Err(Box::pin(self.disk.write_failed(cause, durable)).await), buffer);
         }
         self.disk.known.insert(offset, length as u64);
         let outcome = if durable { self.disk.check_sync() } else { Ok(()) };

@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 pub use uri::{Address, Uri, UriError};
 
-use crate::net::Inbox;
+pub use crate::net::Inbox;
 use crate::proto::{DialError, Dialed, Dialer, DialerConfig, Link};
 use crate::rt::gather::Gather;
 use crate::rt::net::Socket;

@@ -7,8 +7,7 @@ use hdrhistogram::Histogram;
 
 use super::Plan;
 use super::workload::Sequence;
-use crate::client::Connection;
-use crate::net::Inbox;
+use crate::client::{Connection, Inbox};
 use crate::proto::{Command, CommandFlags, Dialect, Errno, Reply, ReplyBody, Request};
 use crate::rt::gather::Gather;
 use crate::rt::net::Socket;
@@ -120,7 +119,7 @@ async fn send(worker: Rc<Worker>) {
     loop {
         worker.free.ready(|| worker.tally.stopping.get()).await;
         if worker.tally.stopping.get() {
-            break;
+            return;
         }
         let now = rt::clock_ns();
         while let Some(slot) = worker.free.pop() {
@@ -146,9 +145,6 @@ async fn send(worker: Rc<Worker>) {
         if result.is_err() {
             return; // the receiving side says what happened
         }
-    }
-    if worker.in_flight.get() == 0 {
-        worker.socket.shutdown();
     }
 }
 

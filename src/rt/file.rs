@@ -121,10 +121,13 @@ impl File {
         part: Range<usize>,
         offset: u64,
     ) -> (io::Result<usize>, Buffer) {
-        let length = match judge(Kind::Read, part.len()).await {
-            Ok(length) => length,
-            Err(result) => return refused(result, buffer).await,
-        };
+        let mut length = part.len();
+        if faults_planned() {
+            match Box::pin(judge(Kind::Read, length)).await {
+                Ok(shorter) => length = shorter,
+                Err(result) => return Box::pin(refused(result, buffer)).await,
+            }
+        }
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         let registered = buffer.is_registered();
         let start = pointer(&mut buffer, part);
@@ -143,10 +146,13 @@ impl File {
         offset: u64,
         dsync: bool,
     ) -> (io::Result<usize>, Buffer) {
-        let length = match judge(Kind::Write, part.len()).await {
-            Ok(length) => length,
-            Err(result) => return refused(result, buffer).await,
-        };
+        let mut length = part.len();
+        if faults_planned() {
+            match Box::pin(judge(Kind::Write, length)).await {
+                Ok(shorter) => length = shorter,
+                Err(result) => return Box::pin(refused(result, buffer)).await,
+            }
+        }
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         let flags = if dsync { libc::RWF_DSYNC } else { 0 };
         let registered = buffer.is_registered();
@@ -196,11 +202,12 @@ impl File {
 
     async fn without_buffer(&self, kind: Kind, sqe: squeue::Entry) -> io::Result<()> {
         loop {
-            let completion = match judge(kind, 1).await {
-                Ok(_) => submit(sqe.clone(), self.clone()).await.0,
-                Err(result) => super::with(|shard| Op::submit_replaced(shard, result, ())).await.0,
+            let verdict = if faults_planned() { Box::pin(judge(kind, 1)).await } else { Ok(1) };
+            let op = match verdict {
+                Ok(_) => submit(sqe.clone(), self.clone()),
+                Err(result) => super::with(|shard| Op::submit_replaced(shard, result, self.clone())),
             };
-            match checked(completion.result) {
+            match checked(op.await.0.result) {
                 Ok(_) => return Ok(()),
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return Err(error),
@@ -242,11 +249,14 @@ fn is_retried(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 
-/// Asks the fault plan, if there is one: the bytes to transfer, or the (negative) result to answer instead.
+/// Whether operations are to be judged; outside of tests they never are.
+#[inline]
+pub(super) fn faults_planned() -> bool {
+    super::with(|shard| shard.faults.is_some())
+}
+
+/// Asks the fault plan: the bytes to transfer, or the (negative) result to answer instead.
 pub(super) async fn judge(kind: Kind, length: usize) -> Result<usize, i32> {
-    if super::with(|shard| shard.faults.is_none()) {
-        return Ok(length);
-    }
     loop {
         match super::with(|shard| shard.faults.as_ref().map(|faults| faults.judge(kind, length))) {
             None => return Ok(length),

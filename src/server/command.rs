@@ -15,15 +15,17 @@ use crate::rt::Buffer;
 type Answer = Result<Body, Failure>;
 
 /// Carries out one request and answers it.
+///
+/// Commands that are rare and large are boxed, so that the task of a read or write is small and allocates nothing.
 pub(super) async fn serve(pending: Pending, payload: Option<Buffer>) {
     let answer = match pending.request.command {
         Command::READ => read(&pending).await,
         Command::WRITE => write(&pending, payload).await,
         Command::FLUSH => flush(&pending).await,
-        Command::TRIM => trim(&pending).await,
-        Command::WRITE_ZEROES => write_zeroes(&pending).await,
-        Command::CACHE => cache(&pending).await,
-        Command::BLOCK_STATUS => block_status(&pending).await,
+        Command::TRIM => Box::pin(trim(&pending)).await,
+        Command::WRITE_ZEROES => Box::pin(write_zeroes(&pending)).await,
+        Command::CACHE => Box::pin(cache(&pending)).await,
+        Command::BLOCK_STATUS => Box::pin(block_status(&pending)).await,
         command => Err(unadmitted(command)),
     };
     match answer {
@@ -33,43 +35,50 @@ pub(super) async fn serve(pending: Pending, payload: Option<Buffer>) {
 }
 
 async fn read(pending: &Pending) -> Answer {
-    let (request, backend) = (&pending.request, backend(pending));
-    let dialect = pending.conn.session.dialect;
+    let request = &pending.request;
     if request.flags.contains(CommandFlags::FUA) {
-        pending.timed(backend.flush()).await?;
+        let _timing = pending.timing();
+        backend(pending).flush().await?;
     }
     let length = payload_length(request)?;
     if length == 0 {
         return Ok(done(pending));
     }
     if may_have_holes(pending, length)
-        && let Some(runs) = holes(pending, length).await
+        && let Some(runs) = Box::pin(holes(pending, length)).await
     {
-        return read_sparse(pending, &runs).await;
+        return Box::pin(read_sparse(pending, &runs)).await;
     }
-    let buffer = pending.conn.payload(length as usize).await;
-    let (result, mut buffer) = pending.timed(backend.read(buffer, request.offset)).await;
+    let buffer = match Buffer::try_acquire(length as usize) {
+        Some(buffer) => buffer,
+        None => Box::pin(pending.conn.payload(length as usize)).await,
+    };
+    let timing = pending.timing();
+    let (result, mut buffer) = backend(pending).read(buffer, request.offset).await;
+    drop(timing);
     result?;
-    buffer.set_head(&reply::data(dialect, request, request.offset, length, true));
+    buffer.set_head(&reply::data(pending.conn.session.dialect, request, request.offset, length, true));
     Ok(Body::Buffer(buffer))
 }
 
 async fn write(pending: &Pending, payload: Option<Buffer>) -> Answer {
     let Some(buffer) = payload else { return Ok(done(pending)) };
-    let written = backend(pending).write(buffer, pending.request.offset, fua(pending));
-    pending.timed(written).await.0?;
+    let _timing = pending.timing();
+    backend(pending).write(buffer, pending.request.offset, fua(pending)).await.0?;
     Ok(done(pending))
 }
 
 async fn flush(pending: &Pending) -> Answer {
-    pending.timed(backend(pending).flush()).await?;
+    let _timing = pending.timing();
+    backend(pending).flush().await?;
     Ok(done(pending))
 }
 
 async fn trim(pending: &Pending) -> Answer {
     let Request { offset, length, .. } = pending.request;
+    let _timing = pending.timing();
     if length > 0 {
-        pending.timed(backend(pending).trim(offset, length, fua(pending))).await?;
+        backend(pending).trim(offset, length, fua(pending)).await?;
     }
     Ok(done(pending))
 }
@@ -80,16 +89,18 @@ async fn write_zeroes(pending: &Pending) -> Answer {
         may_punch: !flags.contains(CommandFlags::NO_HOLE),
         fast_only: flags.contains(CommandFlags::FAST_ZERO),
     };
+    let _timing = pending.timing();
     if length > 0 {
-        pending.timed(backend(pending).zero(offset, length, how, fua(pending))).await?;
+        backend(pending).zero(offset, length, how, fua(pending)).await?;
     }
     Ok(done(pending))
 }
 
 async fn cache(pending: &Pending) -> Answer {
     let Request { offset, length, .. } = pending.request;
+    let _timing = pending.timing();
     if length > 0 {
-        pending.timed(backend(pending).cache(offset, length)).await?;
+        backend(pending).cache(offset, length).await?;
     }
     Ok(done(pending))
 }
@@ -98,8 +109,9 @@ async fn block_status(pending: &Pending) -> Answer {
     let (request, session) = (&pending.request, &pending.conn.session);
     let one = request.flags.contains(CommandFlags::REQ_ONE);
     let extents_max = if one { 1 } else { pending.conn.shard.limits.extents_max };
-    let asked = backend(pending).extents(request.offset, request.length, extents_max);
-    let extents = pending.timed(asked).await?;
+    let timing = pending.timing();
+    let extents = backend(pending).extents(request.offset, request.length, extents_max).await?;
+    drop(timing);
     let wanted = |id: u32| pending.filter.is_empty() || pending.filter.contains(&id);
     let contexts: Vec<_> = session.contexts.iter().filter(|context| wanted(context.id)).collect();
     let mut bytes = Vec::new();
@@ -139,9 +151,11 @@ fn may_have_holes(pending: &Pending, length: u32) -> bool {
 /// data.
 async fn holes(pending: &Pending, length: u32) -> Option<Extents> {
     let runs_max = pending.conn.shard.limits.sparse_runs_max;
-    let asked = backend(pending).extents(pending.request.offset, u64::from(length), runs_max);
+    let timing = pending.timing();
     // Whoever cannot tell holes from data reads everything; if that fails too, it says why.
-    let mut runs = pending.timed(asked).await.ok()?;
+    let mut runs =
+        backend(pending).extents(pending.request.offset, u64::from(length), runs_max).await.ok()?;
+    drop(timing);
     let mut left = u64::from(length);
     for run in &mut runs {
         run.length = run.length.min(left);
@@ -169,7 +183,9 @@ async fn read_sparse(pending: &Pending, runs: &Extents) -> Answer {
         let buffer = if run.zero { None } else { buffers.next() };
         match buffer {
             Some(buffer) => {
-                let (result, mut buffer) = pending.timed(backend(pending).read(buffer, offset)).await;
+                let timing = pending.timing();
+                let (result, mut buffer) = backend(pending).read(buffer, offset).await;
+                drop(timing);
                 result?;
                 buffer.set_head(&reply::data(dialect, request, offset, length, last));
                 pieces.push(Piece::Buffer(buffer));

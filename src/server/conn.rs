@@ -197,12 +197,9 @@ impl Pending {
         }
     }
 
-    /// Times a call of the backend.
-    pub(super) async fn timed<T>(&self, call: impl Future<Output = T>) -> T {
-        let start = rt::now_ns();
-        let output = call.await;
-        self.backend_ns.set(self.backend_ns.get() + rt::now_ns().saturating_sub(start));
-        output
+    /// Times a call of the backend: from now until the guard is dropped.
+    pub(super) fn timing(&self) -> Timing<'_> {
+        Timing { total_ns: &self.backend_ns, start_ns: rt::now_ns() }
     }
 
     pub(super) fn answer(self, body: Body) {
@@ -228,6 +225,18 @@ impl Pending {
             return self.conn.settle(&ticket, false);
         }
         self.conn.replies.push(Reply { body, ticket });
+    }
+}
+
+/// A call of the backend being timed.
+pub(super) struct Timing<'a> {
+    total_ns: &'a Cell<u64>,
+    start_ns: u64,
+}
+
+impl Drop for Timing<'_> {
+    fn drop(&mut self) {
+        self.total_ns.set(self.total_ns.get() + rt::now_ns().saturating_sub(self.start_ns));
     }
 }
 
