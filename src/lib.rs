@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod cli;
+pub mod client;
+pub mod load;
 pub mod metrics;
 pub mod net;
 pub mod proto;

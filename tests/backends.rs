@@ -3,8 +3,14 @@
 //! A seed is printed with each test; `RINGNBD_SEED=N cargo test --test backends NAME` repeats a run. Loop devices and mounts
 //! need root.
 
+#![allow(clippy::unwrap_used)] // in a test a panic is the report
+
+#[path = "backends/damage.rs"]
+mod damage;
 #[path = "backends/model.rs"]
 mod model;
+#[path = "backends/opening.rs"]
+mod opening;
 #[path = "backends/stage.rs"]
 mod stage;
 
@@ -16,7 +22,7 @@ use std::sync::Arc;
 use std::thread;
 
 use model::{Pair, Random, assert_same, at, read, write};
-use ringnbd::backend::{ExportSpec, Media, OpenError, Zero};
+use ringnbd::backend::{ExportSpec, Media, Zero};
 use ringnbd::rt::{self, fault, sync::Semaphore};
 use stage::{Loop, Mount};
 use tempfile::TempDir;
@@ -35,13 +41,6 @@ where
 
 fn open(spec: &str) -> Arc<Media> {
     Media::open(&ExportSpec::parse(spec).unwrap()).unwrap_or_else(|error| panic!("{spec}: {error}"))
-}
-
-fn refused(spec: &str) -> OpenError {
-    match Media::open(&ExportSpec::parse(spec).unwrap()) {
-        Ok(_) => panic!("{spec} was opened"),
-        Err(error) => error,
-    }
 }
 
 /// A file of random bytes with holes in it.
@@ -64,12 +63,12 @@ fn seeded(path: &Path, size: u64, random: &mut Random) -> Vec<u8> {
 }
 
 /// Random requests one after the other; answers with what the export must hold.
-fn exercise(spec: &str, bytes: Vec<u8>, seed: u64) -> Vec<u8> {
+fn exercise(spec: &str, bytes: Vec<u8>, file: Option<(File, u64)>, seed: u64) -> Vec<u8> {
     let media = open(spec);
     assert_eq!(media.size(), bytes.len() as u64, "{spec}");
     let bytes = on_shard(move || async move {
         let mut random = Random::new(seed);
-        let mut pair = Pair { backend: media.attach().unwrap(), bytes, faulty: false, failures: 0 };
+        let mut pair = Pair { backend: media.attach().unwrap(), bytes, file, faulty: false, failures: 0 };
         pair.check_all().await;
         for _ in 0..STEPS {
             pair.step(&mut random).await;
@@ -86,7 +85,8 @@ fn exercise(spec: &str, bytes: Vec<u8>, seed: u64) -> Vec<u8> {
 fn exercise_stored(path: &Path, options: &str, window: std::ops::Range<u64>, size: u64, random: &mut Random) {
     let mut whole = seeded(path, size, random);
     let inside = whole[at(window.start, window.end - window.start)].to_vec();
-    let after = exercise(&format!("{}{options}", path.display()), inside, random.next());
+    let file = path.is_file().then(|| (File::open(path).unwrap(), window.start));
+    let after = exercise(&format!("{}{options}", path.display()), inside, file, random.next());
     whole[at(window.start, window.end - window.start)].copy_from_slice(&after);
     assert_same(&fs::read(path).unwrap(), &whole, 0, "stored");
     if path.is_file() {
@@ -97,9 +97,9 @@ fn exercise_stored(path: &Path, options: &str, window: std::ops::Range<u64>, siz
 #[test]
 fn memory_agrees_with_the_model() {
     let (seed, _) = Random::announced("memory");
-    exercise("memory:3M", vec![0; 3 << 20], seed);
-    exercise("memory:1000001", vec![0; 1_000_001], seed);
-    exercise("memory:1,writethrough=on", vec![0; 1], seed);
+    exercise("memory:3M", vec![0; 3 << 20], None, seed);
+    exercise("memory:1000001", vec![0; 1_000_001], None, seed);
+    exercise("memory:1,writethrough=on", vec![0; 1], None, seed);
 }
 
 #[test]
@@ -152,6 +152,36 @@ fn loop_devices_agree_with_the_model() {
     }
 }
 
+/// ext2 and tmpfs have PUNCH_HOLE but no ZERO_RANGE.
+#[test]
+fn files_agree_with_the_model_where_zeroes_have_to_be_written() {
+    let (_, mut random) = Random::announced("ext2, tmpfs");
+    for mount in [Mount::new("mkfs.ext2", 32), Mount::tmpfs(32)] {
+        let path = mount.path().join("file");
+        exercise_stored(&path, "", 0..ODD, ODD, &mut random);
+        let media = open(path.to_str().unwrap());
+        on_shard(move || async move {
+            let backend = media.attach().unwrap();
+            let how = Zero { may_punch: false, fast_only: true };
+            let refusal = backend.zero(0, 4096, how, false).await.unwrap_err();
+            assert_eq!(refusal.errno, libc::EOPNOTSUPP);
+        });
+    }
+}
+
+/// For devices that this machine happens to have; everything on them is lost.
+#[test]
+#[ignore = "names its device in RINGNBD_DEVICE and overwrites it"]
+fn a_given_device_agrees_with_the_model() {
+    let (_, mut random) = Random::announced("device");
+    let path = std::env::var("RINGNBD_DEVICE").expect("RINGNBD_DEVICE names a block device");
+    let size = open(&format!("block:{path},readonly=on")).size();
+    for options in ["", ",direct=on"] {
+        exercise_stored(Path::new(&path), options, 0..size, size, &mut random);
+    }
+    println!("{:?}", open(&path).traits());
+}
+
 #[test]
 fn null_swallows_everything() {
     let media = open("null:8P");
@@ -175,7 +205,8 @@ fn faults_fail_requests_and_nothing_else() {
     on_shard(move || async move {
         let mut random = Random::new(seed);
         let bytes = vec![0; 1 << 20];
-        let mut pair = Pair { backend: media.attach().unwrap(), bytes, faulty: true, failures: 0 };
+        let mut pair =
+            Pair { backend: media.attach().unwrap(), bytes, file: None, faulty: true, failures: 0 };
         for _ in 0..STEPS {
             pair.step(&mut random).await;
         }
@@ -194,7 +225,8 @@ fn a_ring_that_falters_fails_requests_and_nothing_else() {
     let plan = fault::Plan { seed, short: 200, interrupted: 100, failed: 20, late: 50 };
     let config = rt::Config { faults: Some(plan), ..rt::Config::default() };
     let attempt = rt::run(&config, move || async move {
-        let mut pair = Pair { backend: media.attach().unwrap(), bytes, faulty: true, failures: 0 };
+        let mut pair =
+            Pair { backend: media.attach().unwrap(), bytes, file: None, faulty: true, failures: 0 };
         for _ in 0..STEPS {
             pair.step(&mut random).await;
         }

@@ -160,6 +160,100 @@ fn requests_survive_anything() {
     drive("requests", bodies::requests, &corpus);
 }
 
+/// A server's side of the handshake, as our own machine writes it, and an oldstyle one.
+fn greetings() -> Vec<Vec<u8>> {
+    let reply = |option: u32, kind: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [
+            &0x0003_e889_0455_65a9_u64.to_be_bytes()[..],
+            &option.to_be_bytes(),
+            &kind.to_be_bytes(),
+            &length,
+            payload,
+        ]
+        .concat()
+    };
+    let error = 0x8000_0001;
+    let export = [&[0, 0][..], &(1_u64 << 30).to_be_bytes(), &[0x0d, 0x7f]].concat();
+    let sizes = [0, 3, 0, 0, 2, 0, 0, 0, 16, 0, 4, 0, 0, 0];
+    let go =
+        || [reply(7, 3, &[0, 1, b'd']), reply(7, 3, &sizes), reply(7, 3, &export), reply(7, 1, &[])].concat();
+    let context =
+        || [reply(10, 4, &[&[0, 0, 0, 5][..], b"base:allocation"].concat()), reply(10, 1, &[])].concat();
+    let greeting = b"NBDMAGICIHAVEOPT\x00\x03".to_vec();
+    let cut = |wants: u8, piece: u8, parts: &[Vec<u8>]| [vec![wants, piece], parts.concat()].concat();
+    let oldstyle =
+        [&b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53"[..], &[0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 5], &[0; 124]]
+            .concat();
+    vec![
+        cut(1, 255, &[greeting.clone(), reply(11, 1, &[]), context(), go()]),
+        cut(0, 16, &[greeting.clone(), reply(11, error, b"no"), reply(8, 1, &[]), context(), go()]),
+        cut(6, 3, &[greeting.clone(), go()]),
+        cut(
+            7,
+            255,
+            &[greeting, reply(7, error, &[]), reply(3, 2, b"\0\0\0\x04disk"), reply(3, 1, &[]), vec![0; 10]],
+        ),
+        cut(6, 255, &[oldstyle]),
+        cut(6, 0, &[b"NBDMAGICIHAVEOPT\x00\x00".to_vec(), vec![0; 134]]),
+    ]
+}
+
+/// A reply of each kind, and all kinds after one another, in a dialect.
+fn chunks(dialect: u8) -> Vec<Vec<u8>> {
+    let chunk = |kind: u16, done: u16, payload: &[u8]| match dialect {
+        0 => [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..], &[7; 8]].concat(),
+        1 => [
+            &0x668e_33ef_u32.to_be_bytes()[..],
+            &done.to_be_bytes(),
+            &kind.to_be_bytes(),
+            &[7; 8],
+            &length(payload)[4..],
+            payload,
+        ]
+        .concat(),
+        _ => [
+            &0x6e8a_278c_u32.to_be_bytes()[..],
+            &done.to_be_bytes(),
+            &kind.to_be_bytes(),
+            &[7; 8],
+            &[0; 8],
+            &length(payload),
+            payload,
+        ]
+        .concat(),
+    };
+    fn length(payload: &[u8]) -> [u8; 8] {
+        (payload.len() as u64).to_be_bytes()
+    }
+    let (kind, status) = match dialect {
+        1 => (5, [&[0, 0, 0, 7][..], &[0, 0, 2, 0, 0, 0, 0, 3]].concat()),
+        _ => (6, [&[0, 0, 0, 7, 0, 0, 0, 1][..], &512_u64.to_be_bytes(), &3_u64.to_be_bytes()].concat()),
+    };
+    let parts = [
+        chunk(1, 0, &[0; 520]),
+        chunk(2, 1, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0]),
+        chunk(kind, 0, &status),
+        chunk(0x8001, 0, b"\0\0\0\x05\0\x02no"),
+        chunk(0x8002, 1, b"\0\0\0\x05\0\x02no\0\0\0\0\0\0\x02\0"),
+        chunk(0, 1, &[]),
+    ];
+    let read = [vec![dialect], parts[..2].concat()].concat();
+    let status = [vec![0x80 | dialect], parts[2].clone(), parts[5].clone()].concat();
+    vec![read, status, [vec![dialect], parts.concat()].concat()]
+}
+
+#[test]
+fn dialer_survives_any_server() {
+    drive("dialer", bodies::dialer, &greetings());
+}
+
+#[test]
+fn reply_decoder_survives_any_server() {
+    let corpus: Vec<_> = [0, 1, 2].into_iter().flat_map(chunks).collect();
+    drive("replies", bodies::replies, &corpus);
+}
+
 #[test]
 fn words_of_the_command_line_survive_anything() {
     let corpus: Vec<_> = [

@@ -32,6 +32,12 @@ impl Queue {
         self.number("write_zeroes_max_bytes").is_some_and(|bytes| bytes > 0)
     }
 
+    /// zram asks of direct I/O that memory be aligned to 512 bytes, and then copies whole pages to wherever the buffer
+    /// begins, over what lies around it (found on Linux 6.18 with buffers that are not aligned to a page).
+    pub(super) fn overruns_buffers(&self) -> bool {
+        self.0.as_ref().is_some_and(|queue| queue.join("../mm_stat").exists())
+    }
+
     fn number(&self, attribute: &str) -> Option<u64> {
         fs::read_to_string(self.0.as_ref()?.join(attribute)).ok()?.trim().parse().ok()
     }

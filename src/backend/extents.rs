@@ -27,6 +27,11 @@ pub(super) async fn find(
     if matches!(disk.kind, Kind::Block { .. }) {
         return Ok(smallvec::smallvec![Extent { length, hole: false, zero: false }]);
     }
+    // Known data is not asked about twice: in a file of many extents each SEEK_HOLE walks to the next hole, however far
+    // that is, and a client that maps the whole file would pay for it at every step.
+    if disk.known.covers(offset, length) {
+        return Ok(smallvec::smallvec![Extent { length, hole: false, zero: false }]);
+    }
     let disk = Arc::clone(disk);
     rt::blocking(move || walk(&disk, offset, length, extents_max.max(1))).await
 }

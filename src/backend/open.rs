@@ -18,6 +18,7 @@ use super::disk::{DirectAccess, Disk, Kind};
 use super::known::KnownData;
 use super::media::Store;
 use super::ranges::Ranges;
+use super::spec::BACKENDS;
 use super::{Can, ExportOptions, ExportSpec, Source, Traits};
 use crate::sys::ioctl;
 use crate::sys::lock::{self, Holder};
@@ -202,12 +203,17 @@ fn open_path(path: &Path, wanted: &'static str, spec: &ExportSpec) -> Result<Ope
         fs::File::from(fd.try_clone().map_err(io_error("open"))?).metadata().map_err(io_error("look at"))?;
     check_type(path, &after, wanted)?;
 
+    if is_block && !options.readonly && ioctl::is_readonly(&fd).map_err(io_error("look at"))? {
+        let source = io::Error::from_raw_os_error(libc::EROFS);
+        return Err(OpenError::Write { path: path.to_owned(), source });
+    }
+
     let queue = Queue::of(if is_block { after.rdev() } else { after.dev() });
     let found = look(path, &fd, is_block, &after, &queue, options)?;
     if options.lock {
         take_lock(path, &fd, &after, &found, options)?;
     }
-    let direct = if options.direct { Some(open_direct(path, &fd, &found, options)?) } else { None };
+    let direct = if options.direct { Some(open_direct(path, &fd, &found, &queue, options)?) } else { None };
     let witness = (!options.readonly).then(|| reopen(&fd, libc::O_RDONLY)).and_then(Result::ok);
 
     let punches = !options.readonly && !is_block && can_punch(&fd, found.whole);
@@ -221,23 +227,28 @@ fn open_path(path: &Path, wanted: &'static str, spec: &ExportSpec) -> Result<Ope
         extents: !is_block,
     };
     let align = direct.as_ref().map_or(found.block, |direct| direct.align);
-    // A size that is no multiple of a block is served to its last byte, so the block is not a minimum.
-    let minimum = if (found.window.end - found.window.start) % align == 0 { align } else { 1 };
+    // A window that begins or ends inside a block is served exactly, so the block is not a minimum.
+    let whole_blocks = found.window.start % align == 0 && found.window.end % align == 0;
+    let minimum = if whole_blocks { align } else { 1 };
     let minimum = u32::try_from(minimum).unwrap_or(1);
     let traits = traits(options, can, minimum, queue.rotational().unwrap_or(false));
     let disk = found.disk(fd, witness, direct, path.display().to_string(), options);
     Ok((disk.size, traits, Store::Disk(Arc::new(disk))))
 }
 
-/// A misspelt option makes what stands before its `=` a name.
+/// What may have been meant by a path that is not there.
 fn hint(path: &Path, spec: &ExportSpec) -> String {
-    match spec.name.rsplit_once(',') {
-        Some((_, key)) => format!(
-            "; what stands before the first `=` was taken as the export's name, since `{key}` is not an option ({} is \
-             what remained)",
-            path.display()
-        ),
-        None => String::new(),
+    if let Some((_, key)) = spec.name.rsplit_once(',') {
+        return format!(
+            "; `{key}` is not an option, so what stands before the first `=` was taken as the export's name, `{}`",
+            spec.name
+        );
+    }
+    match path.to_str().and_then(|text| text.split_once(':')) {
+        Some((prefix, _)) if prefix.bytes().all(|byte| byte.is_ascii_lowercase()) => {
+            format!("; if `{prefix}:` was to be a backend, there are {BACKENDS}")
+        }
+        _ => String::new(),
     }
 }
 
@@ -262,7 +273,7 @@ fn open_fd(
     exclusive: bool,
     meta: &fs::Metadata,
 ) -> Result<OwnedFd, OpenError> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if exclusive { libc::O_EXCL } else { 0 };
+    let flags = libc::O_NOCTTY | if exclusive { libc::O_EXCL } else { 0 };
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     open(!options.readonly).map(OwnedFd::from).map_err(|source| {
         let path = path.to_owned();
@@ -346,6 +357,7 @@ fn open_direct(
     path: &Path,
     fd: &OwnedFd,
     found: &Found,
+    queue: &Queue,
     options: &ExportOptions,
 ) -> Result<DirectAccess, OpenError> {
     let access = if options.readonly { libc::O_RDONLY } else { libc::O_RDWR };
@@ -361,7 +373,7 @@ fn open_direct(
         }
         _ => (BUFFER_ALIGN, found.block.max(PAGE)), // a file system that does not say: what suits any disk
     };
-    if !(1..=DIRECT_ALIGN_MAX).contains(&align) {
+    if !(1..=DIRECT_ALIGN_MAX).contains(&align) || queue.overruns_buffers() {
         return Err(OpenError::Direct { path: path.to_owned() });
     }
     if memory > BUFFER_ALIGN {
@@ -388,7 +400,7 @@ fn open_direct(
 fn reopen(fd: &OwnedFd, flags: i32) -> io::Result<OwnedFd> {
     let writes = flags & libc::O_ACCMODE == libc::O_RDWR;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let flags = (flags & !libc::O_ACCMODE) | libc::O_NONBLOCK;
+    let flags = flags & !libc::O_ACCMODE;
     OpenOptions::new().read(true).write(writes).custom_flags(flags).open(path).map(OwnedFd::from)
 }
 

@@ -145,7 +145,7 @@ pub enum SpecError {
     DefaultTwice,
 }
 
-const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE or faulty:SEED:BACKEND";
+pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE or faulty:SEED:BACKEND";
 const OPTIONS: &str =
     "offset, size, readonly, description, direct, strict, lock, writethrough, hidden, rotational";
 
@@ -356,3 +356,6 @@ fn unescape(name: &str) -> String {
 fn head(name: &str) -> String {
     name.chars().take(40).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //!   main --> serve ----> start      options into a running server, its sockets and its pid file
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
 //!        |                 '------> report   the table, .hgrm files and the interval log
+//!        |-> bench                    load on a server, latency by percentile
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
@@ -11,6 +12,7 @@
 //! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
 //! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
 
+mod bench;
 mod completions;
 mod log;
 mod man;
@@ -48,6 +50,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Words {
     Serve(Box<serve::Serve>),
+    Bench(bench::Bench),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -57,6 +60,7 @@ enum Words {
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().subcommand {
         Words::Serve(serve) => serve.run(),
+        Words::Bench(bench) => bench.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),

@@ -10,6 +10,6 @@ pub(super) const HIGHEST_NS: u64 = 3_600_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 2;
 
 /// An empty histogram of nanoseconds. Never resizes, so recording never allocates.
-pub(super) fn new() -> Histogram<u64> {
+pub fn new() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HIGHEST_NS, SIGNIFICANT_DIGITS).expect("constant bounds are valid")
 }

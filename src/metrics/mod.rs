@@ -27,6 +27,7 @@ mod snapshot;
 mod table;
 
 pub use hgrm::{Curve, read_hgrm, write_hgrm};
+pub use histogram::new as histogram;
 pub use hlog::IntervalLog;
 pub use shard::ShardMetrics;
 pub use snapshot::{CommandMetrics, Snapshot, labels};

@@ -42,7 +42,7 @@ impl CommandMetrics {
         debug_assert!(self.in_flight > 0, "ended a request that never began");
         self.in_flight -= 1;
         self.requests += 1;
-        self.bytes += sample.bytes;
+        self.bytes = self.bytes.saturating_add(sample.bytes);
         self.service.saturating_record(sample.service_ns);
         self.backend.saturating_record(sample.backend_ns);
         self.queued.saturating_record(sample.queued_ns);

@@ -119,8 +119,15 @@ enum State {
 /// The reply to an option whose payload is being dropped.
 #[derive(Debug)]
 enum Answer {
+    /// ACK, and close.
     Abort,
-    Refuse { option: OptionCode, kind: OptionReply, text: String },
+    /// Close: EXPORT_NAME knows no other way to be refused.
+    Leave,
+    Refuse {
+        option: OptionCode,
+        kind: OptionReply,
+        text: String,
+    },
 }
 
 /// What the caller was asked to find out, and for which option.
@@ -321,12 +328,10 @@ impl Handshake {
             OptionCode::EXPORT_NAME if self.extended => {
                 return Err(Violation::ExportName("is not allowed once extended headers are negotiated"));
             }
-            OptionCode::EXPORT_NAME if self.draining => {
-                return Err(Violation::ExportName("while the server is shutting down"));
-            }
             OptionCode::EXPORT_NAME if length > self.name_length_max() => {
                 return Err(Violation::ExportName("with a name that is too long"));
             }
+            OptionCode::EXPORT_NAME if self.draining => return Ok(Some(Answer::Leave)),
             _ if self.draining => {
                 return refuse(OptionReply::ERR_SHUTDOWN, "the server is shutting down".to_owned());
             }
@@ -360,14 +365,13 @@ impl Handshake {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Skip { then: Answer::Refuse { option, kind, text }, .. } => {
                 option::refuse(out, option, kind, &text);
-                None
+                return None;
             }
-            _ => {
-                self.state = State::Over;
-                option::ack(out, OptionCode::ABORT);
-                Some(Step::Close)
-            }
+            State::Skip { then: Answer::Abort, .. } => option::ack(out, OptionCode::ABORT),
+            _ => {}
         }
+        self.state = State::Over;
+        Some(Step::Close)
     }
 
     /// An option with its whole payload.

@@ -48,6 +48,7 @@ pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, Listing};
 pub use handshake::{Handshake, HandshakeConfig, Step, Style};
 pub use reply::Head;
+pub use reply_decode::{Body as ReplyBody, Reply};
 pub use request::Request;
 pub use session::{Admission, Dialect, Refusal, SelectedContext, Session};
 pub use violation::Violation;

@@ -11,7 +11,8 @@
 //!
 //! # Limits
 //! The budget counts bytes of capacity that clients hold (`payload_memory_max` of the server). [`Buffer::acquire`] waits
-//! in line for it: nobody starves and nothing is refused. Blocks of up to 256 KiB are kept for reuse, last in first out
+//! in line for it: nobody starves and nothing is refused. An eighth of it is reserved for small requests (up to
+//! [`SMALL_MAX`]), so that a few clients who promise large payloads and stall do not stop everybody else. Blocks of up to 256 KiB are kept for reuse, last in first out
 //! (cache-hot), up to [`RETAINED_BYTES_MAX`]; larger ones are mapped for each use and go back to the kernel.
 //!
 //! # Invariants
@@ -35,6 +36,9 @@ pub const CAPACITY_MAX: usize = 64 << 20;
 /// Free blocks a shard keeps for reuse, in bytes of capacity.
 pub(super) const RETAINED_BYTES_MAX: usize = 32 << 20;
 
+/// The largest request that may use the reserve.
+pub(super) const SMALL_MAX: usize = POOLED_CAPACITY_MAX;
+
 const CAPACITY_MIN: usize = 4 << 10;
 const POOLED_CAPACITY_MAX: usize = 256 << 10;
 const CLASSES: usize = (CAPACITY_MAX / CAPACITY_MIN).ilog2() as usize + 1;
@@ -42,10 +46,19 @@ const ALIGNMENT: usize = 4096;
 
 /// Where blocks come from and go back to; one per shard.
 pub(super) struct Pool {
-    pub(super) budget: Semaphore,
+    budget: Semaphore,
+    reserve: Semaphore,
     free: RefCell<[Vec<NonNull<u8>>; CLASSES]>,
     retained: Cell<usize>,
     arena: Option<Arena>,
+}
+
+/// What a buffer owes.
+#[derive(Clone, Copy)]
+enum Charge {
+    None,
+    Budget(usize),
+    Reserve(usize),
 }
 
 /// Memory registered with the ring: reads and writes into it skip pinning pages (`READ_FIXED`).
@@ -63,7 +76,48 @@ impl Pool {
     pub(super) fn new(budget: usize, registered: usize) -> io::Result<Self> {
         let arena = if registered == 0 { None } else { Some(Arena::map(registered)?) };
         let free = RefCell::new(std::array::from_fn(|_| Vec::new()));
-        Ok(Self { budget: Semaphore::new(budget), free, retained: Cell::new(0), arena })
+        let reserve = budget / 8;
+        Ok(Self {
+            budget: Semaphore::new(budget - reserve),
+            reserve: Semaphore::new(reserve),
+            free,
+            retained: Cell::new(0),
+            arena,
+        })
+    }
+
+    /// Bytes of the budget that nobody holds.
+    pub(super) fn budget_free(&self) -> usize {
+        self.budget.free() + self.reserve.free()
+    }
+
+    /// Takes `bytes` of the budget without waiting.
+    fn try_charge(&self, bytes: usize) -> Option<Charge> {
+        if self.budget.try_acquire(bytes) {
+            return Some(Charge::Budget(bytes));
+        }
+        (bytes <= SMALL_MAX && self.reserve.try_acquire(bytes)).then_some(Charge::Reserve(bytes))
+    }
+
+    /// Takes `bytes` of the budget, waiting in line.
+    async fn charge(&self, bytes: usize) -> Charge {
+        if let Some(charge) = self.try_charge(bytes) {
+            return charge;
+        }
+        if bytes <= SMALL_MAX {
+            self.reserve.acquire(bytes).await;
+            return Charge::Reserve(bytes);
+        }
+        self.budget.acquire(bytes).await;
+        Charge::Budget(bytes)
+    }
+
+    fn refund(&self, charge: Charge) {
+        match charge {
+            Charge::Budget(bytes) => self.budget.release(bytes),
+            Charge::Reserve(bytes) => self.reserve.release(bytes),
+            Charge::None => {}
+        }
     }
 
     /// What is to be registered as the ring's fixed buffer 0.
@@ -72,7 +126,7 @@ impl Pool {
         Some(libc::iovec { iov_base: arena.base.as_ptr().cast(), iov_len: arena.length })
     }
 
-    fn take(&self, length: usize, budgeted: usize) -> Buffer {
+    fn take(&self, length: usize, charge: Charge) -> Buffer {
         let class = class_of(length);
         let capacity = CAPACITY_MIN << class;
         let recycled = self.free.borrow_mut()[class].pop();
@@ -83,7 +137,7 @@ impl Pool {
             }
             None => self.carve(class),
         };
-        Buffer { base, length, head: 0, class, budgeted }
+        Buffer { base, length, head: 0, class, charge }
     }
 
     fn carve(&self, class: usize) -> NonNull<u8> {
@@ -154,6 +208,10 @@ fn class_of(length: usize) -> usize {
     (capacity / CAPACITY_MIN).ilog2() as usize
 }
 
+fn capacity_for(length: usize) -> usize {
+    CAPACITY_MIN << class_of(length)
+}
+
 fn layout(class: usize) -> Layout {
     Layout::from_size_align(HEADROOM + (CAPACITY_MIN << class), ALIGNMENT).expect("classes end at 64 MiB")
 }
@@ -178,7 +236,7 @@ pub struct Buffer {
     length: usize,
     head: usize,
     class: usize,
-    budgeted: usize,
+    charge: Charge,
 }
 
 impl Buffer {
@@ -191,30 +249,35 @@ impl Buffer {
             return buffer;
         }
         let shard = super::current();
-        let want = CAPACITY_MIN << class_of(length);
-        shard.pool.budget.acquire(want).await;
-        shard.pool.take(length, want)
+        let charge = shard.pool.charge(capacity_for(length)).await;
+        shard.pool.take(length, charge)
     }
 
     /// Several buffers in one acquisition, for a reply in several pieces. Waits until all can be had.
     ///
-    /// The sum of their capacities, each rounded up to a power of two, must not exceed the budget.
+    /// The sum of their capacities, each rounded up to a power of two, must not exceed seven eighths of the budget.
     pub async fn acquire_all(lengths: impl Iterator<Item = usize> + Clone) -> Vec<Self> {
         let shard = super::current();
-        let want = lengths.clone().map(|length| CAPACITY_MIN << class_of(length)).sum();
-        shard.pool.budget.acquire(want).await;
-        lengths.map(|length| shard.pool.take(length, CAPACITY_MIN << class_of(length))).collect()
+        let charge = shard.pool.charge(lengths.clone().map(capacity_for).sum()).await;
+        let part = |bytes| match charge {
+            Charge::Budget(_) => Charge::Budget(bytes),
+            Charge::Reserve(_) => Charge::Reserve(bytes),
+            Charge::None => Charge::None,
+        };
+        lengths.map(|length| shard.pool.take(length, part(capacity_for(length)))).collect()
     }
 
     /// Like [`Buffer::acquire`], if it need not wait.
     pub fn try_acquire(length: usize) -> Option<Self> {
-        let want = CAPACITY_MIN << class_of(length);
-        super::with(|shard| shard.pool.budget.try_acquire(want).then(|| shard.pool.take(length, want)))
+        super::with(|shard| {
+            let charge = shard.pool.try_charge(capacity_for(length))?;
+            Some(shard.pool.take(length, charge))
+        })
     }
 
     /// A buffer outside of the budget, for bounded use inside one operation (edges of direct I/O, zeroes to write).
     pub fn scratch(length: usize) -> Self {
-        super::with(|shard| shard.pool.take(length, 0))
+        super::with(|shard| shard.pool.take(length, Charge::None))
     }
 
     /// Bytes it could hold.
@@ -284,12 +347,10 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let (base, class, budgeted) = (self.base, self.class, self.budgeted);
+        let (base, class, charge) = (self.base, self.class, self.charge);
         let returned = super::try_with(|shard| {
             shard.pool.recycle(base, class);
-            if budgeted > 0 {
-                shard.pool.budget.release(budgeted);
-            }
+            shard.pool.refund(charge);
         });
         // A buffer that outlived its shard may stem from the arena, which nobody is left to tell: it stays mapped.
         let _ = returned;

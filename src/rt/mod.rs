@@ -187,9 +187,9 @@ pub fn remote() -> Remote {
     with(|shard| shard.remote.clone())
 }
 
-/// Bytes of the payload budget that are free, and whether somebody waits for some.
-pub fn payload_memory() -> (usize, bool) {
-    with(|shard| (shard.pool.budget.free(), shard.pool.budget.contended()))
+/// Bytes of the payload budget that are free.
+pub fn payload_memory_free() -> usize {
+    with(|shard| shard.pool.budget_free())
 }
 
 impl Shard {

@@ -7,6 +7,7 @@
 //! Every operation keeps its socket open until its last completion, so that a descriptor number can not come to mean
 //! another connection while an SQE with it waits to be submitted.
 
+use std::cell::Cell;
 use std::future;
 use std::io;
 use std::net::Shutdown;
@@ -29,17 +30,24 @@ use super::sync::Event;
 /// A connected socket.
 pub struct Socket {
     fd: OwnedFd,
+    /// When bytes last moved, on the shard's clock.
+    moved_ns: Cell<u64>,
 }
 
 impl Socket {
     /// Takes over a connected stream socket.
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, moved_ns: Cell::new(0) }
     }
 
     /// The descriptor, for socket options and names.
     pub fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// When a send or an in-place receive last made progress, in nanoseconds on the shard's clock; 0 for never.
+    pub fn moved_ns(&self) -> u64 {
+        self.moved_ns.get()
     }
 
     /// Ends both directions at once (`shutdown(2)`): operations in flight complete, the peer sees the end.
@@ -73,7 +81,10 @@ impl Socket {
             buffer = kept.0;
             match checked(completion.result) {
                 Ok(0) => break,
-                Ok(count) => done += count,
+                Ok(count) => {
+                    done += count;
+                    self.moved_ns.set(super::now_ns());
+                }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), buffer),
             }
@@ -98,7 +109,10 @@ impl Socket {
             let (completion, kept) = super::with(|shard| Op::submit(shard, sqe, kept)).await;
             gather = kept.0;
             match checked(completion.result) {
-                Ok(count) => gather.advance(count),
+                Ok(count) => {
+                    gather.advance(count);
+                    self.moved_ns.set(super::now_ns());
+                }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), gather),
             }

@@ -45,8 +45,8 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// A connection with nothing in flight that stays silent for so long during a drain is closed.
     pub drain_idle: Duration,
-    /// How long a request waits for payload memory before a connection whose transfer has been stuck for longer than
-    /// this, and which is not its own, is closed to make room.
+    /// How long a request waits for payload memory before other connections whose transfer has not moved for as long
+    /// are closed to make room; from then on a fifth of it is enough. Nobody is closed while memory lasts.
     pub stall_grace: Duration,
     /// Extents in one block status reply; the client asks on from the last. 8,192 are 64 KiB and some 10 ms of a helper.
     pub extents_max: usize,

@@ -118,11 +118,14 @@ impl Connection {
     async fn insist<T>(&self, acquire: impl Future<Output = T>) -> T {
         self.shard.count(Counter::PayloadWaits);
         let mut acquire = pin!(acquire);
+        let mut patience = self.shard.limits.stall_grace;
         loop {
-            match select(acquire.as_mut(), timer::sleep(self.shard.limits.stall_grace)).await {
+            match select(acquire.as_mut(), timer::sleep(patience)).await {
                 Either::First(got) => return got,
-                Either::Second(()) => self.shard.evict_stuck(&self.link),
+                Either::Second(()) => self.shard.evict_stuck(&self.link, patience),
             }
+            // Those who took the freed memory may be of the same kind; the wait has been long enough.
+            patience = self.shard.limits.stall_grace / 5;
         }
     }
 
@@ -217,6 +220,9 @@ impl Pending {
     fn reply(self, body: Body, errno: Errno) {
         let Some(mut ticket) = self.ticket.take() else { return };
         ticket.errno = errno;
+        if errno != Errno::OK {
+            ticket.bytes = 0; // none of them moved, and a refused length can be anything
+        }
         ticket.backend_ns = self.backend_ns.get();
         if self.conn.closing.get() {
             return self.conn.settle(&ticket, false);

@@ -49,6 +49,11 @@ impl Table {
         self.by_name.get(name).map(|id| &self.rows[*id].info)
     }
 
+    /// The first export: the only one of an oldstyle server.
+    pub(super) fn only(&self) -> Option<&ExportInfo> {
+        self.rows.first().map(|row| &row.info)
+    }
+
     pub(super) fn listings(&self) -> Vec<Listing> {
         let listed = self.rows.iter().filter(|row| !row.media.traits().hidden);
         listed

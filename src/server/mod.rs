@@ -300,6 +300,18 @@ impl Place {
     }
 }
 
+/// A shard that panicked takes the process with it: its clients would wait for ever, and nothing it owned is in a
+/// state to go on from.
+struct Fuse;
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// What a shard's thread starts from.
 struct Seed {
     index: usize,
@@ -330,6 +342,7 @@ impl Seed {
 
     fn run(self, ready: &mpsc::Sender<Result<(), StartError>>) {
         let Self { index, runtime, limits, oldstyle, table, directory, listeners, ended } = self;
+        let _fuse = Fuse;
         if let Some(cpu) = runtime.cpu
             && let Err(error) = crate::sys::affinity::pin(cpu)
         {

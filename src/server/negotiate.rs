@@ -5,6 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::conn::Link;
+use super::receive::{Arrival, arrival};
 use super::shard::ShardState;
 use crate::metrics::Counter;
 use crate::net::Inbox;
@@ -34,6 +35,9 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
     };
     let mut handshake = Handshake::new(config, &mut out);
     loop {
+        if !shard.is_serving() {
+            handshake.drain();
+        }
         let step = match advance(shard, &mut handshake, inbox, &mut out) {
             Ok(step) => step,
             Err(violation) => {
@@ -64,10 +68,11 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
                 if !flush(link, &mut out).await {
                     return Outcome::Failed;
                 }
-                match inbox.fill(usize::MAX).await {
-                    Ok(true) => {}
-                    Ok(false) => return Outcome::Failed,
-                    Err(error) => {
+                match arrival(shard, link, inbox, usize::MAX, || true).await {
+                    Arrival::Bytes => {}
+                    Arrival::End => return Outcome::Failed,
+                    Arrival::Drained => return Outcome::Closed,
+                    Arrival::Broken(error) => {
                         log_broken(link, &error);
                         return Outcome::Failed;
                     }
@@ -94,16 +99,22 @@ fn advance(
     loop {
         let (consumed, mut step) = handshake.advance(inbox.bytes(), out)?;
         inbox.consume(consumed);
-        loop {
+        if step == Step::Receive {
+            return Ok(Next::Receive);
+        }
+        while step != Step::Receive {
             step = match step {
-                Step::Receive if consumed == 0 => return Ok(Next::Receive),
-                Step::Receive if out.len() >= OUT_MAX => return Ok(Next::Send),
                 Step::Receive => break,
+                // The oldstyle greeting has no names: whatever the only export is called, it is meant.
+                Step::Find { .. } if shard.oldstyle => handshake.found(shard.table.only(), out)?,
                 Step::Find { name } => handshake.found(shard.table.find(&name), out)?,
                 Step::List => handshake.listed(&shard.table.listings(), out),
                 Step::Transmit(session) => return Ok(Next::Session(session)),
                 Step::Close => return Ok(Next::Close),
             };
+        }
+        if out.len() >= OUT_MAX {
+            return Ok(Next::Send);
         }
     }
 }

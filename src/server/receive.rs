@@ -6,7 +6,8 @@ use std::io;
 use std::rc::Rc;
 
 use super::command;
-use super::conn::{Connection, Pending};
+use super::conn::{Connection, Link, Pending};
+use super::shard::ShardState;
 use crate::metrics::Counter;
 use crate::net::Inbox;
 use crate::proto::{Admission, Command, CommandFlags, Dialect, Errno, Refusal, Request};
@@ -52,26 +53,53 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
     }
 }
 
-/// Waits for bytes. During a drain it waits `drain_idle` and only while something is in flight longer than that.
+/// Waits for bytes of a request.
 async fn more(conn: &Rc<Connection>, inbox: &mut Inbox, want: usize) -> Result<(), End> {
+    let between_requests = inbox.bytes().is_empty();
+    let arrived = arrival(&conn.shard, &conn.link, inbox, want, || conn.in_flight.get() == 0).await;
+    match arrived {
+        Arrival::Bytes => Ok(()),
+        Arrival::End => Err(End::Gone { between_requests }),
+        Arrival::Broken(error) => Err(gone(conn, &error, between_requests)),
+        Arrival::Drained => Err(End::Drained),
+    }
+}
+
+/// What came of waiting for bytes.
+pub(super) enum Arrival {
+    Bytes,
+    /// The end of the stream.
+    End,
+    Broken(io::Error),
+    /// The server drains, the connection is at rest, and nothing came for `drain_idle`.
+    Drained,
+}
+
+/// Waits for bytes: for ever while the shard serves, then for `drain_idle` at a time.
+pub(super) async fn arrival(
+    shard: &ShardState,
+    link: &Link,
+    inbox: &mut Inbox,
+    want: usize,
+    at_rest: impl Fn() -> bool,
+) -> Arrival {
     loop {
-        let between_requests = inbox.bytes().is_empty();
-        let filled = if conn.shard.is_serving() {
-            match select(inbox.fill(want), conn.link.phase_changed.wait()).await {
+        let filled = if shard.is_serving() {
+            match select(inbox.fill(want), link.phase_changed.wait()).await {
                 Either::First(filled) => filled,
                 Either::Second(()) => continue,
             }
         } else {
-            match timer::deadline(conn.shard.limits.drain_idle, inbox.fill(want)).await {
+            match timer::deadline(shard.limits.drain_idle, inbox.fill(want)).await {
                 Ok(filled) => filled,
-                Err(timer::Elapsed) if conn.in_flight.get() > 0 => continue,
-                Err(timer::Elapsed) => return Err(End::Drained),
+                Err(timer::Elapsed) if at_rest() => return Arrival::Drained,
+                Err(timer::Elapsed) => continue,
             }
         };
         return match filled {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(End::Gone { between_requests }),
-            Err(error) => Err(gone(conn, &error, between_requests)),
+            Ok(true) => Arrival::Bytes,
+            Ok(false) => Arrival::End,
+            Err(error) => Arrival::Broken(error),
         };
     }
 }
@@ -120,9 +148,7 @@ async fn with_payload(mut pending: Pending, inbox: &mut Inbox) -> Result<(), End
     let conn = Rc::clone(&pending.conn);
     let length = usize::try_from(pending.request.payload).unwrap_or(usize::MAX);
     let buffer = conn.payload(length).await;
-    conn.link.transfer_since.set(Some(rt::now_ns()));
-    let (result, buffer) = inbox.read_exact(buffer, 0..length).await;
-    conn.link.transfer_since.set(None);
+    let (result, buffer) = payload(&conn, inbox, buffer, length).await;
     if let Err(error) = result {
         // Cut off: what came of it is not written. Nobody is left to be told, yet the obligation ends with a reply.
         pending.refuse(Errno::EIO, "the payload was cut off", None);
@@ -134,6 +160,29 @@ async fn with_payload(mut pending: Pending, inbox: &mut Inbox) -> Result<(), End
     pending.request.flags = pending.request.flags.without(CommandFlags::PAYLOAD_LEN);
     rt::spawn(command::serve(pending, Some(buffer)));
     Ok(())
+}
+
+/// Receives a payload in steps, so that one that moves is told from one that is stuck.
+async fn payload(
+    conn: &Connection,
+    inbox: &mut Inbox,
+    mut buffer: Buffer,
+    length: usize,
+) -> (io::Result<()>, Buffer) {
+    const STEP: usize = 1 << 20;
+    let mut at = 0;
+    while at < length {
+        conn.link.transfer_since.set(Some(rt::now_ns()));
+        let end = length.min(at + STEP);
+        let (result, back) = inbox.read_exact(buffer, at..end).await;
+        conn.link.transfer_since.set(None);
+        buffer = back;
+        if result.is_err() {
+            return (result, buffer);
+        }
+        at = end;
+    }
+    (Ok(()), buffer)
 }
 
 /// A block status that names its contexts in a payload.

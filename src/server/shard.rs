@@ -28,7 +28,7 @@ use crate::metrics::{Counter, ShardMetrics};
 use crate::net::Inbox;
 use crate::net::listen::Listener;
 use crate::rt::net::Socket;
-use crate::rt::sync::{Either, Event, select};
+use crate::rt::sync::Event;
 use crate::rt::{self, timer};
 
 /// How long a stop waits for what is in flight.
@@ -167,25 +167,20 @@ impl ShardState {
         }
     }
 
-    /// Closes the connection whose transfer has been stuck the longest, if any but `own` has been for `stall_grace`.
-    pub(super) fn evict_stuck(&self, own: &Rc<Link>) {
-        let grace = u64::try_from(self.limits.stall_grace.as_nanos()).unwrap_or(u64::MAX);
-        let latest = rt::now_ns().saturating_sub(grace);
-        let links = self.links.borrow();
-        let stuck = links
-            .iter()
-            .map(|(_, link)| link)
-            .filter(|link| !Rc::ptr_eq(link, own) && !link.evicted.get())
-            .filter_map(|link| link.transfer_since.get().map(|since| (since, link)))
-            .filter(|(since, _)| *since <= latest)
-            .min_by_key(|(since, _)| *since);
-        if let Some((_, link)) = stuck {
+    /// Closes every connection but `own` whose transfer has not moved for `patience`.
+    pub(super) fn evict_stuck(&self, own: &Rc<Link>, patience: Duration) {
+        let patience_ns = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        let latest = rt::now_ns().saturating_sub(patience_ns);
+        let is_stuck = |link: &Rc<Link>| {
+            let moved = link.transfer_since.get().map(|since| since.max(link.socket.moved_ns()));
+            moved.is_some_and(|moved| moved <= latest) && !Rc::ptr_eq(link, own) && !link.evicted.get()
+        };
+        for (_, link) in self.links.borrow().iter().filter(|(_, link)| is_stuck(link)) {
             link.evicted.set(true);
             self.count(Counter::Evicted);
             tracing::warn!(
-                "{}: closed: its transfer was stuck for over {:?} while others waited for payload memory",
-                link.peer,
-                self.limits.stall_grace
+                "{}: closed: its transfer did not move for {patience:?} while others waited for payload memory",
+                link.peer
             );
             link.socket.shutdown();
         }
@@ -236,14 +231,13 @@ async fn converse(shard: &Rc<ShardState>, link: &Rc<Link>) {
     let mut inbox = Inbox::new(Rc::clone(&link.socket));
     let negotiation =
         timer::deadline(shard.limits.handshake_timeout, negotiate::run(shard, link, &mut inbox));
-    let outcome = match select(negotiation, shard_left(shard, link)).await {
-        Either::First(Ok(outcome)) => outcome,
-        Either::First(Err(timer::Elapsed)) => {
+    let outcome = match negotiation.await {
+        Ok(outcome) => outcome,
+        Err(timer::Elapsed) => {
             shard.count(Counter::HandshakesTimedOut);
             tracing::info!("{}: no handshake within {:?}", link.peer, shard.limits.handshake_timeout);
             negotiate::Outcome::Failed
         }
-        Either::Second(()) => negotiate::Outcome::Closed,
     };
     match outcome {
         negotiate::Outcome::Transmit(session) => transmit(shard, link, inbox, session).await,
@@ -252,12 +246,6 @@ async fn converse(shard: &Rc<ShardState>, link: &Rc<Link>) {
             shard.count(Counter::HandshakesFailed);
             linger(link, inbox).await;
         }
-    }
-}
-
-async fn shard_left(shard: &ShardState, link: &Link) {
-    while shard.is_serving() {
-        link.phase_changed.wait().await;
     }
 }
 

@@ -1,48 +1,50 @@
 //! Block device ioctls that rustix does not wrap (linux/fs.h).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
-// `_IOR(0x12, 114, size_t)` and `_IO(0x12, nr)`; the same on every architecture that Linux 6.1 runs io_uring on but
-// MIPS, PowerPC and SPARC, whose `_IOC` layout differs.
-#[cfg(not(any(
-    target_arch = "mips",
-    target_arch = "mips64",
-    target_arch = "powerpc",
-    target_arch = "powerpc64",
-    target_arch = "sparc64"
-)))]
-mod numbers {
-    pub(super) const BLKGETSIZE64: libc::Ioctl =
-        (2 << 30) | ((size_of::<usize>() as libc::Ioctl) << 16) | (0x12 << 8) | 114;
-    pub(super) const BLKDISCARD: libc::Ioctl = (0x12 << 8) | 119;
-}
-#[cfg(any(
-    target_arch = "mips",
-    target_arch = "mips64",
-    target_arch = "powerpc",
-    target_arch = "powerpc64",
-    target_arch = "sparc64"
-))]
-mod numbers {
-    pub(super) const BLKGETSIZE64: libc::Ioctl =
-        (2 << 29) | ((size_of::<usize>() as libc::Ioctl) << 16) | (0x12 << 8) | 114;
-    pub(super) const BLKDISCARD: libc::Ioctl = (1 << 29) | (0x12 << 8) | 119;
-}
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
+
+const BLKROGET: Opcode = opcode::none(0x12, 94);
+const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
+const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 
 /// Size of a block device, in bytes.
 pub fn block_size_bytes(device: impl AsFd) -> io::Result<u64> {
-    let mut size = 0_u64;
-    // SAFETY: BLKGETSIZE64 stores one u64 through the pointer, which `size` outlives.
-    let code = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), numbers::BLKGETSIZE64, &raw mut size) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+    // SAFETY: BLKGETSIZE64 stores one u64, whatever the size_t in its number says.
+    let size = unsafe { Getter::<BLKGETSIZE64, u64>::new() };
+    // SAFETY: `size` is what this ioctl wants.
+    Ok(unsafe { ioctl(device, size) }?)
+}
+
+/// Whether a block device is write-protected. One that is can be opened for writing all the same.
+pub fn is_readonly(device: impl AsFd) -> io::Result<bool> {
+    // SAFETY: BLKROGET stores one int.
+    let flag = unsafe { Getter::<BLKROGET, i32>::new() };
+    // SAFETY: `flag` is what this ioctl wants.
+    Ok(unsafe { ioctl(device, flag) }? != 0)
 }
 
 /// Tells the device that a range is no longer needed; both ends must be multiples of its logical block size.
 /// What the range reads as afterwards is up to the device.
 pub fn discard(device: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
-    let range = [offset, length];
-    // SAFETY: BLKDISCARD reads two u64 through the pointer, which `range` outlives.
-    let code = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), numbers::BLKDISCARD, range.as_ptr()) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    // SAFETY: BLKDISCARD reads two u64: offset and length.
+    let range = unsafe { Setter::<BLKDISCARD, [u64; 2]>::new([offset, length]) };
+    // SAFETY: `range` is what this ioctl wants.
+    Ok(unsafe { ioctl(device, range) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_regular_file_is_no_device() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(
+            block_size_bytes(&file).is_err()
+                && is_readonly(&file).is_err()
+                && discard(&file, 0, 512).is_err()
+        );
+    }
 }

@@ -27,6 +27,10 @@ impl Loop {
         Self(run("losetup", &["--find", "--show", "--sector-size", &sector, file]).into())
     }
 
+    pub(crate) fn readonly(file: &Path) -> Self {
+        Self(run("losetup", &["--find", "--show", "--read-only", file.to_str().unwrap()]).into())
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -52,6 +56,23 @@ impl Mount {
         let mount = Self { dir };
         std::fs::create_dir(mount.path()).unwrap();
         run("mount", &["-o", "loop", image.to_str().unwrap(), mount.path().to_str().unwrap()]);
+        mount
+    }
+
+    /// The file system that is on a device.
+    pub(crate) fn device(device: &Path) -> Self {
+        let mount = Self { dir: TempDir::new().unwrap() };
+        std::fs::create_dir(mount.path()).unwrap();
+        run("mount", &[device.to_str().unwrap(), mount.path().to_str().unwrap()]);
+        mount
+    }
+
+    /// A file system in memory, for files that must fill up or lack ZERO_RANGE.
+    pub(crate) fn tmpfs(megabytes: u64) -> Self {
+        let mount = Self { dir: TempDir::new().unwrap() };
+        std::fs::create_dir(mount.path()).unwrap();
+        let size = format!("size={megabytes}M");
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", mount.path().to_str().unwrap()]);
         mount
     }
 

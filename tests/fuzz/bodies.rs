@@ -4,9 +4,11 @@
 //! the tests.
 #![allow(dead_code)] // each fuzz target uses one of them
 
+use ringnbd::proto::reply_decode::{Pending, Reply};
 use ringnbd::proto::{
-    Admission, BlockSizes, Command, Dialect, ExportInfo, Handshake, HandshakeConfig, Listing, Request,
-    SelectedContext, Session, Step, Style, TransmissionFlags, Violation, reply,
+    Admission, BlockSizes, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, ExportInfo,
+    Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, TransmissionFlags,
+    Violation, reply,
 };
 use smallvec::SmallVec;
 
@@ -17,7 +19,7 @@ fn export() -> ExportInfo {
         name: "disk".to_owned(),
         description: Some("a disk".to_owned()),
         size: 1 << 40,
-        flags: TransmissionFlags(0x0d7f),
+        flags: TransmissionFlags(0x0d7d),
         block: BlockSizes { minimum: 512, preferred: 4096, maximum: 64 << 20 },
         strict: true,
         contexts: vec!["base:allocation".to_owned(), "qemu:allocation-depth".to_owned()],
@@ -25,7 +27,7 @@ fn export() -> ExportInfo {
 }
 
 /// The server's handshake, and after it the requests. The first byte chooses the style and how the rest is cut.
-pub fn handshake(input: &[u8]) {
+pub(crate) fn handshake(input: &[u8]) {
     let Some((&first, input)) = input.split_first() else { return };
     let style = if first & 0x80 == 0 { Style::Fixed } else { Style::Oldstyle };
     let piece = usize::from(first & 0x7f) + 1;
@@ -33,11 +35,15 @@ pub fn handshake(input: &[u8]) {
     let config = HandshakeConfig { style, ..HandshakeConfig::default() };
     let mut handshake = Handshake::new(config, &mut out);
     let mut held = Vec::new();
-    for part in input.chunks(piece) {
+    let mut parts = input.chunks(piece);
+    while let Some(part) = parts.next() {
         held.extend_from_slice(part);
         match serve(&mut handshake, &mut held, &mut out) {
             Ok(None) => {}
-            Ok(Some(session)) => return transmission(&session, &held),
+            Ok(Some(session)) => {
+                held.extend(parts.flatten());
+                return transmission(&session, &held);
+            }
             Err(_) => return,
         }
         assert!(out.len() <= 8192, "one step wrote {} bytes", out.len());
@@ -75,7 +81,7 @@ fn serve(
 }
 
 /// Request headers in the dialect that the first byte names, each followed by its payload if that is there.
-pub fn requests(input: &[u8]) {
+pub(crate) fn requests(input: &[u8]) {
     let Some((&first, input)) = input.split_first() else { return };
     let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first % 3)];
     let selected = [0, 1].map(|number| SelectedContext { id: 7 - number as u32, number });
@@ -118,8 +124,56 @@ fn is_flush(request: &Request) -> bool {
     request.command == Command::FLUSH
 }
 
+/// The client's handshake against a server that sends anything. The first two bytes choose what is wanted and how the
+/// rest is cut.
+pub(crate) fn dialer(input: &[u8]) {
+    let [wants, piece, input @ ..] = input else { return };
+    let config = DialerConfig {
+        export: if wants & 1 == 0 { String::new() } else { "disk".to_owned() },
+        extended: wants & 2 == 0,
+        structured: wants & 4 == 0,
+        contexts: vec!["base:allocation".to_owned()],
+    };
+    let mut dialer = Dialer::new(config);
+    let (mut held, mut out) = (Vec::new(), Vec::new());
+    for part in input.chunks(usize::from(*piece) + 1) {
+        held.extend_from_slice(part);
+        let Ok((consumed, Dialed::Receive)) = dialer.advance(&held, &mut out) else { return };
+        held.drain(..consumed);
+        assert!(held.len() <= (64 << 10) + 300, "{} bytes are held back", held.len());
+        assert!(out.len() <= 16384, "one step wrote {} bytes", out.len());
+        out.clear();
+    }
+}
+
+/// Replies of a server that sends anything, to a client that waits for a READ or a BLOCK_STATUS of 1 KiB.
+pub(crate) fn replies(input: &[u8]) {
+    let Some((&first, mut input)) = input.split_first() else { return };
+    let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first & 0x7f) % 3];
+    let command = if first & 0x80 == 0 { Command::READ } else { Command::BLOCK_STATUS };
+    let cookie = u64::from_be_bytes([7; 8]);
+    let request = Request { command, flags: CommandFlags(0), cookie, offset: 0, length: 1024, payload: 0 };
+    let mut pending = Pending::new(dialect, request, &[7]);
+    let mut received = 0;
+    while let Ok(Some((reply, consumed))) = Reply::decode(dialect, input) {
+        assert!(consumed > 0 && consumed <= input.len());
+        input = &input[consumed..];
+        let Ok(progress) = pending.accept(&reply) else { return };
+        if let Some((offset, length)) = progress.data {
+            assert!(offset.checked_add(length).is_some_and(|end| end <= 1024), "data outside the request");
+            received += length;
+            assert!(received <= 1024, "more data than was asked for");
+            input = input.get(usize::try_from(length).unwrap_or(usize::MAX)..).unwrap_or_default();
+        }
+        if progress.ended.is_some() {
+            assert!(pending.accept(&reply).is_err(), "a reply after the last");
+            return;
+        }
+    }
+}
+
 /// The operator's words.
-pub fn words(input: &[u8]) {
+pub(crate) fn words(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let _ = ringnbd::backend::ExportSpec::parse(text);
     let _ = ringnbd::net::listen::Listen::parse(text);

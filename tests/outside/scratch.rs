@@ -94,6 +94,15 @@ impl LoopDevice {
     pub(crate) fn with(size: u64, words: &[&str]) -> Self {
         let scratch = Scratch::new();
         let backing = scratch.sparse("backing", size);
+        Self::attach(backing, words, scratch)
+    }
+
+    /// Over a file that is there already.
+    pub(crate) fn over(backing: PathBuf) -> Self {
+        Self::attach(backing, &[], Scratch::new())
+    }
+
+    fn attach(backing: PathBuf, words: &[&str], scratch: Scratch) -> Self {
         let mut all = vec!["--find", "--show"];
         all.extend(words);
         all.push(backing.to_str().expect("a temporary path is UTF-8"));
@@ -105,6 +114,44 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         run("losetup", ["--detach".as_ref(), self.path.as_os_str()]);
+    }
+}
+
+/// A file system in memory that is soon full.
+pub(crate) struct SmallDisk {
+    dir: PathBuf,
+    _scratch: Scratch,
+}
+
+impl SmallDisk {
+    pub(crate) fn new(size: u64) -> Self {
+        let scratch = Scratch::new();
+        let dir = scratch.path("small");
+        fs::create_dir(&dir).expect("create a mount point");
+        let size = format!("size={size}");
+        run(
+            "mount",
+            [
+                "-t".as_ref(),
+                "tmpfs".as_ref(),
+                "-o".as_ref(),
+                size.as_ref(),
+                "tmpfs".as_ref(),
+                dir.as_os_str(),
+            ],
+        )
+        .ok();
+        Self { dir, _scratch: scratch }
+    }
+
+    pub(crate) fn sparse(&self, name: &str, size: u64) -> PathBuf {
+        sparse(&self.dir.join(name), size)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run("umount", [self.dir.as_os_str()]);
     }
 }
 

@@ -383,6 +383,10 @@ fn a_draining_server_answers_shutdown_but_lets_go() {
     assert_eq!(server.refused(OptionCode::LIST, &[]).0, OptionReply::ERR_SHUTDOWN);
     assert_eq!(server.refused(OptionCode::GO, &info("disk", &[])).0, OptionReply::ERR_SHUTDOWN);
     assert_eq!(kinds(&server.ask(OptionCode::ABORT, &[])), [ACK]);
+    let mut server = Server::fixed();
+    server.handshake.drain();
+    server.feed(&option(OptionCode::EXPORT_NAME, b"disk")).unwrap();
+    assert!(server.closed && server.out.is_empty() && server.session.is_none());
 }
 
 mod meta_contexts;

@@ -146,29 +146,6 @@ fn a_file_that_shrank_is_an_error_and_never_zeroes() {
 }
 
 #[test]
-fn a_full_disk_is_enospc() {
-    let scratch = Scratch::new();
-    // A file system of 8 MiB with a sparse file of 64 on it.
-    let dir = scratch.path("small");
-    std::fs::create_dir(&dir).expect("create a directory");
-    crate::program::run("mount", ["-t", "tmpfs", "-o", "size=8M", "tmpfs", dir.to_str().expect("UTF-8")])
-        .ok();
-    struct Unmount(std::path::PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            crate::program::run("umount", [&self.0]);
-        }
-    }
-    let _unmount = Unmount(dir.clone());
-    let path = dir.join("disk");
-    std::fs::File::create(&path).and_then(|file| file.set_len(64 << 20)).expect("a sparse file");
-    let server = Server::start([&path]);
-    let mut client = server.client(Dialect::Structured);
-    client.call(&Request::write(0, vec![1; 16 << 20])).refused(ENOSPC, "16 MiB on a disk of 8");
-    client.is_alive("after ENOSPC");
-}
-
-#[test]
 fn exports_of_one_server_do_not_mix() {
     let server = Server::start(["a=memory:1M", "b=memory:1M"]);
     let mut a = Haggle::new(&server.address).structured().go("a");

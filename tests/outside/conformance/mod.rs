@@ -4,6 +4,7 @@
 mod context;
 mod exports;
 mod extended;
+mod failures;
 mod greeting;
 mod oldstyle;
 mod options;

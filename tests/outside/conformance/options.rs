@@ -16,7 +16,10 @@ fn unknown_options_are_named_and_skipped() {
         for length in [0, 1, 20, 4096, 100_000] {
             let symptom = format!("option {code} with {length} bytes");
             let text = haggle.refused(code, &vec![0x49; length], UNSUP, &symptom);
-            assert!(text.contains(&code.to_string()), "{symptom}: the text does not name it: {text}");
+            // By number, or by the name it once had.
+            let known_as = [code.to_string(), format!("{code:#x}"), "PEEK_EXPORT".to_owned()];
+            let named = known_as[..if code == 4 { 3 } else { 2 }].iter().any(|name| text.contains(name));
+            assert!(named, "{symptom}: the text does not name it: {text}");
         }
         haggle.is_framed("after an unknown option");
     }

@@ -4,6 +4,7 @@ use crate::haggle::{
     ACK, GO, Haggle, INFO, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME, INVALID, LIST,
     OptionReply, SERVER, UNKNOWN, export_query,
 };
+use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::wire::{Message, u32_at, u64_at};
 
@@ -150,7 +151,9 @@ fn sizes_are_exact_to_the_byte() {
 /// Flags by export: truthful, with those that depend on the dialect only where they hold.
 #[test]
 fn transmission_flags_are_truthful() {
-    let server = Server::start(["memory:1M", "ro=memory:1M,readonly=on"]);
+    let scratch = Scratch::new();
+    let path = format!("{},rotational=off", scratch.sparse("disk", 1 << 20).display());
+    let server = Server::start([&path, "ro=memory:1M,readonly=on"]);
     let names = [
         "HAS_FLAGS",
         "READ_ONLY",

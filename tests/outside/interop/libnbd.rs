@@ -14,7 +14,10 @@ fn jq(json: &str, filter: &str) -> String {
 
 #[test]
 fn nbdinfo_shows_every_field() {
-    let server = Server::start(["disk=memory:1M,description=a description", "other=null:8T,readonly=on"]);
+    let scratch = Scratch::new();
+    let path = scratch.sparse("disk", MIB);
+    let disk = format!("disk={},description=a description,rotational=off", path.display());
+    let server = Server::start([&disk, "other=null:8T,readonly=on"]);
     let json = run("nbdinfo", ["--json", &server.uri("disk")]).ok();
     let table = [
         (".protocol", "\"newstyle-fixed\""),

@@ -6,7 +6,9 @@ use crate::server::Server;
 
 #[test]
 fn every_command_from_python() {
-    let server = Server::start(["disk=memory:4M,description=snake"]);
+    let scratch = Scratch::new();
+    let path = scratch.sparse("disk", 4 * MIB);
+    let server = Server::start([format!("disk={},description=snake", path.display())]);
     nbdsh(
         &server.uri("disk"),
         r#"

@@ -1,0 +1,201 @@
+//! NBD URIs (`doc/uri.md` of the NBD project): `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`,
+//! `nbd+vsock://CID[:PORT]/EXPORT`.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use crate::net::listen::PORT;
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `HOST:PORT`.
+    Tcp {
+        /// A name or address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A virtual machine's socket.
+    Vsock {
+        /// Context id.
+        cid: u32,
+        /// The port.
+        port: u32,
+    },
+}
+
+/// An export on a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uri {
+    /// The server.
+    pub address: Address,
+    /// The export's name: what follows exactly one slash, decoded.
+    pub export: String,
+}
+
+/// Why a text is no URI of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{uri}: {fault}")]
+pub struct UriError {
+    uri: String,
+    fault: String,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+        }
+    }
+}
+
+impl Uri {
+    /// Reads a URI.
+    ///
+    /// # Errors
+    /// [`UriError`] says which part is wrong and what would be right.
+    pub fn parse(text: &str) -> Result<Self, UriError> {
+        let fail = |fault: String| UriError { uri: text.to_owned(), fault };
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(fail("write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH".to_owned()));
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let export = String::from_utf8(decode(path).map_err(fail)?)
+            .map_err(|_| fail("the export's name is not UTF-8".to_owned()))?;
+        let socket = socket_of(query).map_err(fail)?;
+        let address = match (scheme, socket) {
+            ("nbd+unix", Some(path)) if authority.is_empty() => Address::Unix(path),
+            ("nbd+unix", Some(_)) => {
+                return Err(fail(format!("nbd+unix has no host, yet here is {authority}")));
+            }
+            ("nbd+unix", None) => return Err(fail("nbd+unix needs ?socket=PATH".to_owned())),
+            ("nbd" | "nbd+tcp" | "nbd+vsock", Some(_)) => {
+                return Err(fail(format!("socket= goes with nbd+unix, not with {scheme}")));
+            }
+            ("nbd" | "nbd+tcp", None) => tcp(authority).map_err(fail)?,
+            ("nbd+vsock", None) => vsock(authority).map_err(fail)?,
+            ("nbds" | "nbds+tcp" | "nbds+unix" | "nbds+vsock", _) => {
+                return Err(fail("TLS is not supported yet; use nbd instead of nbds".to_owned()));
+            }
+            _ => return Err(fail(format!("{scheme} is not one of nbd, nbd+tcp, nbd+unix, nbd+vsock"))),
+        };
+        Ok(Self { address, export })
+    }
+}
+
+fn tcp(authority: &str) -> Result<Address, String> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']').ok_or("an IPv6 address ends with ]")?;
+            (host, port.strip_prefix(':').filter(|port| !port.is_empty()))
+        }
+        None => match authority.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port).filter(|port| !port.is_empty())),
+            None => (authority, None),
+        },
+    };
+    let host = if host.is_empty() { "localhost" } else { host };
+    let port =
+        port.map_or(Ok(PORT), str::parse).map_err(|_| "the port is a number up to 65535".to_owned())?;
+    Ok(Address::Tcp { host: host.to_owned(), port })
+}
+
+fn vsock(authority: &str) -> Result<Address, String> {
+    const LOCAL: u32 = 1;
+    let (cid, port) = authority.split_once(':').unwrap_or((authority, ""));
+    let number = |text: &str, default: u32| {
+        if text.is_empty() {
+            Ok(default)
+        } else {
+            text.parse().map_err(|_| format!("{text} is not a number"))
+        }
+    };
+    Ok(Address::Vsock { cid: number(cid, LOCAL)?, port: number(port, PORT.into())? })
+}
+
+/// The one parameter that we know, exactly once.
+fn socket_of(query: &str) -> Result<Option<PathBuf>, String> {
+    let mut socket = None;
+    for item in query.split('&').filter(|item| !item.is_empty()) {
+        let (key, value) = item.split_once('=').unwrap_or((item, ""));
+        match key {
+            "socket" if socket.is_some() => return Err("socket= is given twice".to_owned()),
+            "socket" if value.is_empty() => return Err("socket= needs a path".to_owned()),
+            "socket" => socket = Some(PathBuf::from(OsString::from_vec(decode(value)?))),
+            _ => return Err(format!("{key}= is not a parameter of NBD URIs that we know (socket=)")),
+        }
+    }
+    Ok(socket)
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first != b'%' {
+            bytes.push(*first);
+            rest = tail;
+            continue;
+        }
+        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        bytes.push(byte.ok_or("% is followed by two hexadecimal digits; write % itself as %25")?);
+        rest = &tail[2..];
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (String, String) {
+        let uri = Uri::parse(text).unwrap();
+        (uri.address.to_string(), uri.export)
+    }
+
+    #[test]
+    fn addresses_and_names_come_out_as_written() {
+        let cases = [
+            ("nbd://localhost", "localhost:10809", ""),
+            ("nbd://", "localhost:10809", ""),
+            ("nbd://h:1/a", "h:1", "a"),
+            ("nbd://[::1]:2//a", "[::1]:2", "/a"),
+            ("nbd+unix:///a%20b?socket=/tmp/s%25", "/tmp/s%", "a b"),
+            ("nbd+vsock://2:3/x", "vsock:2:3", "x"),
+        ];
+        for (text, address, export) in cases {
+            assert_eq!(parsed(text), (address.to_owned(), export.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let cases = [
+            ("disk.img", "write nbd://"),
+            ("nbd+unix:///", "socket=PATH"),
+            ("nbd+unix://host/?socket=/s", "no host"),
+            ("nbd://h?socket=/s", "goes with nbd+unix"),
+            ("nbd+unix:///?socket=/a&socket=/b", "twice"),
+            ("nbd://h/?colour=red", "colour="),
+            ("nbd://h:99999/", "65535"),
+            ("nbd://[::1/", "]"),
+            ("nbd://h/%zz", "%25"),
+            ("nbds://h/", "TLS"),
+            ("http://h/", "http"),
+        ];
+        for (text, part) in cases {
+            let said = Uri::parse(text).unwrap_err().to_string();
+            assert!(said.contains(part) && said.starts_with(text), "{text}: {said}");
+        }
+    }
+}
