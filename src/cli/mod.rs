@@ -4,7 +4,7 @@
 //!   main --> serve ----> start      options into a running server, its sockets and its pid file
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
 //!        |                 '------> report   the table, .hgrm files and the interval log
-//!        |-> bench                    load on a server, latency by percentile
+//!        |-> bench                  load on a server, latency by percentile
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
