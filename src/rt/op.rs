@@ -18,7 +18,6 @@
 //! [`STREAM_BACKLOG_MAX`] completions wait, so that a flood ends in the kernel's socket buffer, not here.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -27,6 +26,7 @@ use std::task::{Context, Poll, Waker};
 
 use io_uring::{cqueue, opcode, squeue};
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::Shard;
 
@@ -61,7 +61,7 @@ enum State {
 
 /// A multishot op as its entry sees it.
 struct Flow {
-    queue: VecDeque<Completion>,
+    queue: SmallVec<[Completion; 2 * STREAM_BACKLOG_MAX]>,
     waker: Option<Waker>,
     ended: bool,
     cancelling: bool,
@@ -123,7 +123,7 @@ impl Ops {
         let more = cqueue::more(cqe.flags());
         match &mut entry.state {
             State::Stream(flow) => {
-                flow.queue.push_back(completion);
+                flow.queue.push(completion);
                 flow.ended = !more;
                 if let Some(waker) = flow.waker.take() {
                     return After::Wake(waker);
@@ -252,7 +252,7 @@ impl Stream {
         kept: Rc<dyn Any>,
         dispose: fn(&Shard, Completion),
     ) -> Self {
-        let queue = VecDeque::with_capacity(STREAM_BACKLOG_MAX);
+        let queue = SmallVec::new();
         let flow = Flow { queue, waker: None, ended: false, cancelling: false, kept };
         let key = shard.ops.borrow_mut().insert(State::Stream(flow), None);
         shard.push(sqe.user_data(key as u64));
@@ -266,8 +266,8 @@ impl Stream {
             let mut ops = shard.ops.borrow_mut();
             let entry = ops.entries.get_mut(key).expect("a stream that has not ended has its entry");
             let State::Stream(flow) = &mut entry.state else { unreachable!("a stream's entry is a stream") };
-            if let Some(completion) = flow.queue.pop_front() {
-                return Poll::Ready(Some(completion));
+            if !flow.queue.is_empty() {
+                return Poll::Ready(Some(flow.queue.remove(0)));
             }
             if flow.ended {
                 ops.entries.remove(key);
