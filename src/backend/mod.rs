@@ -114,7 +114,7 @@ impl Failure {
 pub type Done = (Result<(), Failure>, Buffer);
 
 impl Backend {
-    /// Fills the whole buffer. After an error its content is unspecified, except before [`Failure::at`].
+    /// Fills the whole buffer. After an error its content is unspecified.
     pub async fn read(&self, buffer: Buffer, offset: u64) -> Done {
         match self {
             Self::Null(null) => (Ok(()), null.read(buffer)),
