@@ -8,10 +8,10 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags, inotify};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -33,7 +33,7 @@ const BUFFER_ALIGN: u32 = 512;
 const DIRECT_ALIGN_MAX: u64 = 1 << 20;
 /// How long the remains of a killed process may keep a file, and how often to look.
 const DYING_MAX: Duration = Duration::from_secs(1);
-const DYING_INTERVAL: Duration = Duration::from_millis(10);
+const DYING_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// QEMU locks bytes 100..104 for what it does and 200..204 for what it keeps others from (block/file-posix.c). A read
 /// lock there would tell QEMU that we write.
 const QEMU_LOCKS: Range<u64> = 100..204;
@@ -280,7 +280,7 @@ fn open_fd(
 ) -> Result<OwnedFd, OpenError> {
     let flags = libc::O_NOCTTY | if exclusive { libc::O_EXCL } else { 0 };
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
-    let file = unless_dying(|last| match open(!options.readonly) {
+    let file = unless_dying(path, |last| match open(!options.readonly) {
         Ok(file) => Some(Ok(file)),
         Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
             let path = path.to_owned();
@@ -309,17 +309,40 @@ fn refusal(path: &Path, source: io::Error, readable: bool) -> OpenError {
 }
 
 /// Asks until there is an answer, or for the last time after a second. A process that was killed is gone before its ring
-/// is, and the ring keeps files open: then something is in the way that nobody holds, and it will go away by itself, but
-/// the kernel tells nobody when.
-fn unless_dying<T>(mut ask: impl FnMut(bool) -> Option<Result<T, OpenError>>) -> Result<T, OpenError> {
+/// is, and the ring keeps files open: then something is in the way that nobody holds, and it goes away by itself.
+fn unless_dying<T>(
+    path: &Path,
+    mut ask: impl FnMut(bool) -> Option<Result<T, OpenError>>,
+) -> Result<T, OpenError> {
     let deadline = Instant::now() + DYING_MAX;
+    let mut closes = None;
     loop {
         let last = Instant::now() >= deadline;
-        match ask(last) {
-            Some(answer) => return answer,
-            None => thread::sleep(DYING_INTERVAL),
+        if let Some(answer) = ask(last) {
+            return answer;
+        }
+        let failed =
+            |errno: Errno| OpenError::Io { action: "watch", path: path.to_owned(), source: errno.into() };
+        let closes = match &mut closes {
+            Some(closes) => closes,
+            None => closes.insert(watch_closes(path).map_err(failed)?),
+        };
+        // The kernel says so just before it lets go, hence the interval.
+        match rustix::event::poll(&mut [PollFd::new(closes, PollFlags::IN)], Some(&DYING_INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => {
+                let mut events = [0; 4096];
+                rustix::io::read(&*closes, &mut events).map_err(failed)?;
+            }
+            Err(errno) => return Err(failed(errno)),
         }
     }
+}
+
+fn watch_closes(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watch, path, inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE)?;
+    Ok(watch)
 }
 
 /// Size, blocks and window.
@@ -362,7 +385,7 @@ fn take_lock(
     found: &Found,
     options: &ExportOptions,
 ) -> Result<(), OpenError> {
-    unless_dying(|last| match try_lock(fd, &found.window, options.readonly) {
+    unless_dying(path, |last| match try_lock(fd, &found.window, options.readonly) {
         Ok(None) => Some(Ok(())),
         Ok(Some(range)) => match lock::holder(device_of(meta), meta.ino(), &range) {
             None if !last => None,
