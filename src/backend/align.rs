@@ -35,7 +35,7 @@ const FOLIO_LENGTH_MAX: u64 = 2 * 1024 * 1024;
 /// Alignment in memory of rt's buffers, and all that direct I/O is opened for.
 const MEMORY_ALIGN: u64 = 512;
 
-/// A [`Disk`] opened with O_DIRECT, on one shard.
+/// A file or block device opened with O_DIRECT, on one shard.
 pub struct Direct {
     /// The same through the page cache: for the tail, and for what moves no data.
     file: File,

@@ -43,8 +43,8 @@ impl Queue {
     }
 }
 
-/// Who uses a device exclusively, as far as the system tells.
-pub(super) fn user(device: u64) -> String {
+/// What is mounted from a device or built on it, if the system tells.
+pub(super) fn user(device: u64) -> Option<String> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let number = format!("{major}:{minor}");
@@ -54,17 +54,9 @@ pub(super) fn user(device: u64) -> String {
         (words.next()? == number).then(|| words.nth(1)).flatten()
     });
     if let Some(mount) = mount {
-        return format!("it is mounted on {mount}");
+        return Some(format!("it is mounted on {mount}"));
     }
-    let holders = fs::read_dir(format!("/sys/dev/block/{number}/holders"));
-    let holders: Vec<_> = holders
-        .map(|entries| {
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-        })
-        .unwrap_or_default();
-    if holders.is_empty() {
-        "another program has it exclusively".to_owned()
-    } else {
-        format!("{} is built on it", holders.join(", "))
-    }
+    let holders = fs::read_dir(format!("/sys/dev/block/{number}/holders")).ok()?.flatten();
+    let holders: Vec<_> = holders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    (!holders.is_empty()).then(|| format!("{} is built on it", holders.join(", ")))
 }

@@ -158,3 +158,10 @@ impl Disk {
         }
     }
 }
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A ring that is being torn down keeps the file open for a while, and its locks with it.
+        let _ = sys::lock::unlock(&self.fd);
+    }
+}

@@ -14,7 +14,7 @@ const CACHE_PIECE: u64 = 128 * 1024;
 /// Enough for any one read; the rest of a longer hint is ignored.
 const CACHE_LENGTH_MAX: u64 = 64 * 1024 * 1024;
 
-/// A [`Disk`] on one shard.
+/// A file, block device or memory on one shard.
 pub struct File {
     pub(super) disk: Arc<Disk>,
     pub(super) handle: rt::File,

@@ -6,6 +6,8 @@
 //!                                               locks, sticky fsync error, what
 //!                                               is known to be data
 //!
+//!   spec (words)  open, device, sys::lock (what is there)  media, disk, known (what shards share)
+//!
 //!   Backend --+-- Null                                                          null
 //!             +-- File     regular files, block devices, memory (a memfd)       file  discard  extents
 //!             +-- Direct   the same past the page cache: edges, order, tail     align  ranges
@@ -114,7 +116,7 @@ impl Failure {
 pub type Done = (Result<(), Failure>, Buffer);
 
 impl Backend {
-    /// Fills the whole buffer. After an error its content is unspecified, except before [`Failure::at`].
+    /// Fills the whole buffer. After an error its content is unspecified.
     pub async fn read(&self, buffer: Buffer, offset: u64) -> Done {
         match self {
             Self::Null(null) => (Ok(()), null.read(buffer)),
@@ -190,7 +192,7 @@ impl Backend {
     #[inline]
     pub fn known_data(&self, offset: u64, length: u64) -> bool {
         match self {
-            Self::Null(_) => false,
+            Self::Null(_) => true, // it is there to measure reads that carry data
             Self::File(file) => file.known_data(offset, length),
             Self::Direct(direct) => direct.known_data(offset, length),
             Self::Faulty(faulty) => faulty.known_data(offset, length),

@@ -8,8 +8,10 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags, inotify};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -29,6 +31,9 @@ const PAGE: u64 = 4096;
 const BUFFER_ALIGN: u32 = 512;
 /// Coarsest blocks that direct I/O is done in: edges are read and written through buffers of a few blocks.
 const DIRECT_ALIGN_MAX: u64 = 1 << 20;
+/// How long the remains of a killed process may keep a file, and how often to look.
+const DYING_MAX: Duration = Duration::from_secs(1);
+const DYING_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// QEMU locks bytes 100..104 for what it does and 200..204 for what it keeps others from (block/file-posix.c). A read
 /// lock there would tell QEMU that we write.
 const QEMU_LOCKS: Range<u64> = 100..204;
@@ -275,20 +280,69 @@ fn open_fd(
 ) -> Result<OwnedFd, OpenError> {
     let flags = libc::O_NOCTTY | if exclusive { libc::O_EXCL } else { 0 };
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
-    open(!options.readonly).map(OwnedFd::from).map_err(|source| {
-        let path = path.to_owned();
-        match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::EROFS) if !options.readonly && open(false).is_ok() => {
-                OpenError::Write { path, source }
+    let file = unless_dying(path, |last| match open(!options.readonly) {
+        Ok(file) => Some(Ok(file)),
+        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
+            let path = path.to_owned();
+            match (lock::holder(device_of(meta), meta.ino(), &(0..u64::MAX)), device::user(meta.rdev())) {
+                (Some(holder), _) => Some(Err(OpenError::Locked { path, holder: Some(holder) })),
+                (None, Some(by)) => Some(Err(OpenError::Busy { path, by })),
+                (None, None) if last => {
+                    Some(Err(OpenError::Busy { path, by: "another program has it exclusively".to_owned() }))
+                }
+                (None, None) => None,
             }
-            Some(libc::EACCES | libc::EPERM) => OpenError::Read { path, source },
-            Some(libc::EBUSY) => match lock::holder(device_of(meta), meta.ino(), &(0..u64::MAX)) {
-                Some(holder) => OpenError::Locked { path, holder: Some(holder) },
-                None => OpenError::Busy { path, by: device::user(meta.rdev()) },
-            },
-            _ => OpenError::Io { action: "open", path, source },
         }
-    })
+        Err(source) => Some(Err(refusal(path, source, !options.readonly && open(false).is_ok()))),
+    });
+    file.map(OwnedFd::from)
+}
+
+/// `readable`: reading alone would have been allowed.
+fn refusal(path: &Path, source: io::Error, readable: bool) -> OpenError {
+    let path = path.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if readable => OpenError::Write { path, source },
+        Some(libc::EACCES | libc::EPERM) => OpenError::Read { path, source },
+        _ => OpenError::Io { action: "open", path, source },
+    }
+}
+
+/// Asks until there is an answer, or for the last time after a second. A process that was killed is gone before its ring
+/// is, and the ring keeps files open: then something is in the way that nobody holds, and it goes away by itself.
+fn unless_dying<T>(
+    path: &Path,
+    mut ask: impl FnMut(bool) -> Option<Result<T, OpenError>>,
+) -> Result<T, OpenError> {
+    let deadline = Instant::now() + DYING_MAX;
+    let mut closes = None;
+    loop {
+        let last = Instant::now() >= deadline;
+        if let Some(answer) = ask(last) {
+            return answer;
+        }
+        let failed =
+            |errno: Errno| OpenError::Io { action: "watch", path: path.to_owned(), source: errno.into() };
+        let closes = match &mut closes {
+            Some(closes) => closes,
+            None => closes.insert(watch_closes(path).map_err(failed)?),
+        };
+        // The kernel says so just before it lets go, hence the interval.
+        match rustix::event::poll(&mut [PollFd::new(closes, PollFlags::IN)], Some(&DYING_INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => {
+                let mut events = [0; 4096];
+                rustix::io::read(&*closes, &mut events).map_err(failed)?;
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+}
+
+fn watch_closes(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watch, path, inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE)?;
+    Ok(watch)
 }
 
 /// Size, blocks and window.
@@ -331,26 +385,29 @@ fn take_lock(
     found: &Found,
     options: &ExportOptions,
 ) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Lock { path: path.to_owned(), source };
-    let locked = |range: &Range<u64>| OpenError::Locked {
-        path: path.to_owned(),
-        holder: lock::holder(device_of(meta), meta.ino(), range),
-    };
-    let Range { start, end } = found.window;
-    if !options.readonly {
-        let free = lock::try_lock(fd, lock::Kind::Write, start..end).map_err(failed)?;
-        return if free { Ok(()) } else { Err(locked(&(start..end))) };
+    unless_dying(path, |last| match try_lock(fd, &found.window, options.readonly) {
+        Ok(None) => Some(Ok(())),
+        Ok(Some(range)) => match lock::holder(device_of(meta), meta.ino(), &range) {
+            None if !last => None,
+            holder => Some(Err(OpenError::Locked { path: path.to_owned(), holder })),
+        },
+        Err(source) => Some(Err(OpenError::Lock { path: path.to_owned(), source })),
+    })
+}
+
+/// Locks the window, or answers with a range that is not to be had.
+fn try_lock(fd: &OwnedFd, window: &Range<u64>, readonly: bool) -> io::Result<Option<Range<u64>>> {
+    let Range { start, end } = *window;
+    if !readonly {
+        return Ok((!lock::try_lock(fd, lock::Kind::Write, start..end)?).then_some(start..end));
     }
     let around_qemu = [start..end.min(QEMU_LOCKS.start), start.max(QEMU_LOCKS.end)..end];
     for range in around_qemu.into_iter().filter(|range| range.start < range.end) {
-        if !lock::try_lock(fd, lock::Kind::Read, range.clone()).map_err(failed)? {
-            return Err(locked(&range));
+        if !lock::try_lock(fd, lock::Kind::Read, range.clone())? {
+            return Ok(Some(range));
         }
     }
-    if lock::would_conflict(fd, lock::Kind::Write, QEMU_WRITES).map_err(failed)? {
-        return Err(locked(&QEMU_WRITES));
-    }
-    Ok(())
+    Ok(lock::would_conflict(fd, lock::Kind::Write, QEMU_WRITES)?.then_some(QEMU_WRITES))
 }
 
 fn open_direct(

@@ -38,7 +38,7 @@ impl fmt::Display for Holder {
 
 /// Locks a range for as long as the open file behind `file` lives. `Ok(false)`: somebody else is in the way.
 pub fn try_lock(file: impl AsFd, kind: Kind, range: Range<u64>) -> io::Result<bool> {
-    let mut lock = flock(kind, &range)?;
+    let mut lock = flock(kind.number(), &range)?;
     match fcntl(file, libc::F_OFD_SETLK, &mut lock) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
@@ -46,9 +46,15 @@ pub fn try_lock(file: impl AsFd, kind: Kind, range: Range<u64>) -> io::Result<bo
     }
 }
 
+/// Gives up all locks of this open file, also where a ring or a child that has not called exec yet still holds it open.
+pub fn unlock(file: impl AsFd) -> io::Result<()> {
+    let mut lock = flock(libc::F_UNLCK, &(0..0))?; // a length of 0 reaches to the end of all files
+    fcntl(file, libc::F_OFD_SETLK, &mut lock)
+}
+
 /// Whether somebody else holds a lock in the range that `kind` would meet; locks nothing.
 pub fn would_conflict(file: impl AsFd, kind: Kind, range: Range<u64>) -> io::Result<bool> {
-    let mut lock = flock(kind, &range)?;
+    let mut lock = flock(kind.number(), &range)?;
     fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
@@ -82,12 +88,17 @@ fn is_lock(line: &str, device: (u32, u32), inode: u64, range: &Range<u64>) -> bo
     parse().unwrap_or(false)
 }
 
-fn flock(kind: Kind, range: &Range<u64>) -> io::Result<libc::flock> {
+impl Kind {
+    fn number(self) -> libc::c_int {
+        match self {
+            Self::Read => libc::F_RDLCK,
+            Self::Write => libc::F_WRLCK,
+        }
+    }
+}
+
+fn flock(l_type: libc::c_int, range: &Range<u64>) -> io::Result<libc::flock> {
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-    let l_type = match kind {
-        Kind::Read => libc::F_RDLCK,
-        Kind::Write => libc::F_WRLCK,
-    };
     Ok(libc::flock {
         l_type: libc::c_short::try_from(l_type).map_err(invalid)?,
         l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(invalid)?,
@@ -136,5 +147,10 @@ mod tests {
         let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
         let found = holder(device, meta.ino(), &(0..1)).unwrap();
         assert_eq!(found.pid, std::process::id());
+
+        let copy = file.as_file().try_clone().unwrap();
+        unlock(&file).unwrap();
+        assert!(try_lock(&other, Kind::Read, 0..100).unwrap(), "a copy of the descriptor kept the lock");
+        drop(copy);
     }
 }

@@ -1,13 +1,18 @@
 //! Opening: what is refused, in which words, and who is kept out.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use ringnbd::backend::{ExportSpec, Media, OpenError};
+use ringnbd::sys::lock;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
 
 use crate::open;
@@ -157,6 +162,32 @@ fn another_process_is_named() {
     }
     drop(writer);
     open(&file);
+}
+
+/// An open file that is in no process's table, as those of a killed server are until its ring is gone: it travels through
+/// a socket and never arrives.
+fn lock_without_a_holder(path: &str) -> (UnixStream, UnixStream) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    assert!(lock::try_lock(&file, lock::Kind::Write, 0..100).unwrap());
+    let (from, to) = UnixStream::pair().unwrap();
+    let fds = [file.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&from, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+    (from, to)
+}
+
+#[test]
+fn the_lock_of_a_dead_server_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let file = sized(&dir, "file", 10_000);
+    let stuck = lock_without_a_holder(&file);
+    let error = refused(&file);
+    assert!(matches!(error, OpenError::Locked { holder: None, .. }), "{error}");
+    let opening = thread::spawn(move || open(&file).size());
+    drop(stuck);
+    assert_eq!(opening.join().unwrap(), 10_000);
 }
 
 /// QEMU reads with shared locks on bytes 100 and 201; a reader of ours must not pass for a writer there.
