@@ -2,6 +2,7 @@
 //! keeps 32 requests in flight.
 
 #![allow(unsafe_code)] // a counting allocator is an unsafe trait
+#![allow(clippy::unwrap_used)] // a test, outside of any function marked so
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
@@ -90,7 +91,8 @@ fn reads_writes_and_flushes_allocate_nothing_after_warm_up() {
     let path = directory.path().join("nbd.sock");
     let file = directory.path().join("disk.img");
     std::fs::write(&file, vec![1_u8; DEPTH * BLOCK]).unwrap();
-    let exports = ["null=null:1G".to_owned(), "memory=memory:64M".to_owned(), format!("file={}", file.display())];
+    let exports =
+        ["null=null:1G".to_owned(), "memory=memory:64M".to_owned(), format!("file={}", file.display())];
     let exports: Vec<_> = exports.iter().map(|text| ExportSpec::parse(text).unwrap()).collect();
     let names: Vec<_> = exports.iter().map(|spec| spec.name.clone()).collect();
     let config = Config {
@@ -103,10 +105,11 @@ fn reads_writes_and_flushes_allocate_nothing_after_warm_up() {
     };
     let server = Server::start(config).unwrap();
     let dialects = [(false, false), (false, true), (true, true)];
-    for (name, (extended, structured)) in names.iter().flat_map(|name| dialects.map(|dialect| (name, dialect))) {
+    for (name, (extended, structured)) in
+        names.iter().flat_map(|name| dialects.map(|dialect| (name, dialect)))
+    {
         let mut stream = UnixStream::connect(&path).unwrap();
-        let config =
-            DialerConfig { export: name.clone(), extended, structured, ..DialerConfig::default() };
+        let config = DialerConfig { export: name.clone(), extended, structured, ..DialerConfig::default() };
         let dialect = dial(&mut stream, config);
         for command in [Command::READ, Command::WRITE, Command::FLUSH] {
             let (requests, replies) = batch(dialect, command);
@@ -120,7 +123,11 @@ fn reads_writes_and_flushes_allocate_nothing_after_warm_up() {
             (0..64).for_each(|_| turn());
             let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
             // A burst may still be the deepest so far (a queue grows once); a request that allocates would count 2,048.
-            assert!(allocated < 16, "{name} {dialect:?} {command:?}: {allocated} allocations in {} requests", 64 * DEPTH);
+            assert!(
+                allocated < 16,
+                "{name} {dialect:?} {command:?}: {allocated} allocations in {} requests",
+                64 * DEPTH
+            );
         }
     }
     server.stop();

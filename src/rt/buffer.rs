@@ -228,7 +228,7 @@ fn free(base: NonNull<u8>, class: usize) {
     unsafe { alloc::dealloc(base.as_ptr(), layout(class)) };
 }
 
-/// A payload buffer of [`Buffer::len`] bytes, 512-byte aligned, with room for a reply header before it.
+/// A payload buffer of `len()` bytes, 512-byte aligned, with room for a reply header before it.
 ///
 /// Its content is whatever its last user left, zeroes at first: overwrite all of it before sending any of it.
 pub struct Buffer {
