@@ -84,7 +84,7 @@ fn serve(
 pub(crate) fn requests(input: &[u8]) {
     let Some((&first, input)) = input.split_first() else { return };
     let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first % 3)];
-    let selected = [0, 1].map(|number| SelectedContext { id: 7 - number as u32, number });
+    let selected = [(7, 0), (6, 1)].map(|(id, number)| SelectedContext { id, number });
     let contexts = if dialect == Dialect::Simple { SmallVec::new() } else { SmallVec::from(selected) };
     let mut session = Session::new(&export(), dialect, contexts);
     session.strict = first & 0x80 == 0;
