@@ -1,4 +1,33 @@
 //! ringnbd: an NBD storage node whose data path is io_uring from the socket to the disk.
+//!
+//! One process; one thread and one ring per core, a *shard*. A shard owns the connections it accepted and everything in
+//! flight on them, and shares nothing: other threads reach it by letters and a doorbell on its ring.
+//!
+//! ```text
+//!   cli                                   parses words, starts things, prints
+//!    |-- load ---> client                 makes traffic, reports it
+//!    |-- client -> net, proto
+//!    '-- server -> net, proto, backend    the only place that knows protocol AND storage
+//!                   |            |
+//!                   '---> rt <---'        one ring, one executor, one shard; no NBD in it
+//!
+//!   proto    sans-io NBD      metrics  counters, histograms      sys  wrappers of system calls
+//! ```
+//!
+//! An arrow may import; `tests/tidy.rs` enforces it.
+//!
+//! # One READ
+//!
+//! 1. `server/receive`: bytes arrive in a provided buffer; `proto` decodes the header;
+//! 2. the request takes a slot of its connection's window (else the socket is not read);
+//! 3. `proto` admits it: every check that needs no storage, once;
+//! 4. a pooled task starts `server/command`, which takes a payload buffer from the shard's budget;
+//! 5. `backend` turns the offset into a position in a file, `rt/file` pushes one SQE;
+//! 6. the loop enters the kernel once for all that was pushed and reaps what completed;
+//! 7. the task resumes, writes the reply's head into the headroom before the payload,
+//! 8. and appends the buffer to the connection's reply queue;
+//! 9. `server/send` gathers all replies that are ready into one `sendmsg`;
+//! 10. when that completes, the request is measured (`metrics`), its slot and buffer go back.
 
 pub mod backend;
 pub mod cli;
