@@ -3,11 +3,11 @@
 //! Letters are closures; the shard runs them between two rounds of its tasks. The doorbell rings only when the mailbox
 //! was empty, so a burst of letters costs one wake-up. It is, by what the kernel can do and where the sender stands:
 //!
-//! | sender | doorbell | wake-up of a sleeping shard, p50 (Linux 6.18, `benches/wakeup.rs`) |
-//! |---|---|---|
-//! | a shard | `MSG_RING` in its own next submission | no system call of its own |
-//! | another thread, 6.13+ | `MSG_RING` by registration | see the bench |
-//! | otherwise | a write to an eventfd that the shard keeps a read on | slowest, works everywhere |
+//! | sender | doorbell |
+//! |---|---|
+//! | a shard | `MSG_RING` in its own next submission: no system call of its own |
+//! | another thread, 6.13+ | `MSG_RING` by registration: one system call, no descriptor to read |
+//! | otherwise | a write to an eventfd that the shard keeps a read on: works everywhere |
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -8,7 +8,7 @@
 //!
 //! Each slot owns a block of [`BLOCK_BYTES`] that is used again by the next tenant, so spawning allocates nothing once
 //! as many slots exist as tasks were ever alive at the same time. A future too large for a block is boxed (the handshake
-//! is; no request is, see `benches/executor.rs`).
+//! is; no read or write is, see `tests/no_allocation.rs`).
 //!
 //! # Invariants
 //! * A block holds a live future exactly while its slot's `vtable` is `Some`; the table alone writes that field.

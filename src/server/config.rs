@@ -51,7 +51,7 @@ pub struct Limits {
     /// Extents in one block status reply; the client asks on from the last. 8,192 are 64 KiB and some 10 ms of a helper.
     pub extents_max: usize,
     /// Reads of at least so many bytes are looked through for holes, unless the range is known to be data: a question
-    /// costs about 12 us, the copy of 32 KiB that a hole saves about as much (perf/README.md).
+    /// costs about 12 us, the copy of 32 KiB that a hole saves about as much.
     pub sparse_read_min: u32,
     /// Runs of data and holes in one read; what lies beyond them is read as data.
     pub sparse_runs_max: usize,
