@@ -8,7 +8,14 @@ use crate::server::Server;
 #[track_caller]
 pub(crate) fn fio(server: &Server, words: &[&str]) -> String {
     let uri = format!("--uri={}", server.uri(""));
-    let common = ["--name=test", "--ioengine=nbd", "--output-format=json", "--group_reporting", &uri];
+    let common = [
+        "--name=test",
+        "--ioengine=nbd",
+        "--verify_state_save=0",
+        "--output-format=json",
+        "--group_reporting",
+        &uri,
+    ];
     let report = run("fio", common.iter().chain(words)).ok();
     let scratch = Scratch::new();
     let path = scratch.path("report.json");
