@@ -109,6 +109,9 @@ fn files_agree_with_the_model() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("file");
     exercise_stored(&path, "", 0..ODD, ODD, &mut random);
+    for writes in ["ring", "thread", "inline"] {
+        exercise_stored(&path, &format!(",writes={writes}"), 0..ODD, ODD, &mut random);
+    }
     exercise_stored(&path, ",writethrough=on", 0..4096, 4096, &mut random);
     exercise_stored(&path, ",offset=1001,size=1M", 1001..1001 + (1 << 20), ODD, &mut random);
     exercise_stored(&path, ",offset=70000", 70_000..ODD, ODD, &mut random);
@@ -132,6 +135,15 @@ fn xfs_files_agree_with_the_model() {
     let path = mount.path().join("file");
     exercise_stored(&path, "", 0..ODD, ODD, &mut random);
     exercise_stored(&path, ",direct=on", 0..ODD, ODD, &mut random);
+}
+
+#[test]
+fn the_ring_keeps_buffered_writes_where_the_file_system_can_write_without_waiting() {
+    for (mkfs, waits) in [("mkfs.ext4", true), ("mkfs.xfs", false)] {
+        let mount = Mount::new(mkfs, 400);
+        let scratch = File::create(mount.path().join("scratch")).unwrap();
+        assert_eq!(rt::buffered_writes_wait(&scratch.into()), waits, "{mkfs}");
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ type Parts = SmallVec<[(Way, Range<u64>); 4]>;
 impl Direct {
     pub(super) fn attach(disk: Arc<Disk>) -> io::Result<Self> {
         let Some(access) = disk.direct() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let handle = rt::File::register(Arc::clone(&access.fd))?;
+        let handle = rt::File::register(Arc::clone(&access.fd), rt::Writes::Ring)?;
         let blocks = Blocks { align: access.align, tail: access.tail };
         let ranges = Arc::clone(&access.ranges);
         Ok(Self { file: File::attach(disk)?, handle, blocks, ranges })

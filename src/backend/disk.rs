@@ -57,6 +57,8 @@ pub(super) struct Disk {
     pub(super) block: u64,
     pub(super) readonly: bool,
     pub(super) writethrough: bool,
+    /// Who carries out buffered writes.
+    pub(super) writes: rt::Writes,
     /// The path, for the log.
     pub(super) label: String,
     pub(super) known: KnownData,

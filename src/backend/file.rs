@@ -22,7 +22,7 @@ pub struct File {
 
 impl File {
     pub(super) fn attach(disk: Arc<Disk>) -> io::Result<Self> {
-        let handle = rt::File::register(Arc::clone(&disk.fd))?;
+        let handle = rt::File::register(Arc::clone(&disk.fd), disk.writes)?;
         Ok(Self { disk, handle })
     }
 

@@ -22,6 +22,7 @@ use super::media::Store;
 use super::ranges::Ranges;
 use super::spec::BACKENDS;
 use super::{Can, ExportOptions, ExportSpec, Source, Traits};
+use crate::rt::{self, Writes};
 use crate::sys::ioctl;
 use crate::sys::lock::{self, Holder};
 
@@ -163,6 +164,18 @@ impl Found {
         options: &ExportOptions,
     ) -> Disk {
         let size = self.window.end - self.window.start;
+        let writes = match (options.writes, self.kind) {
+            (Some(writes), _) => writes,
+            // Memory has nothing to wait for.
+            (None, Kind::Memory) => Writes::Inline,
+            // Buffered writes to devices wait, whatever is behind them.
+            (None, Kind::Block { .. }) => Writes::Thread,
+            (None, Kind::Regular) if !options.readonly && writes_wait_beside(Path::new(&label)) => {
+                Writes::Thread
+            }
+            (None, Kind::Regular) => Writes::Ring,
+        };
+        tracing::debug!("{label}: buffered writes by {writes:?}");
         Disk {
             fd: Arc::new(fd),
             witness,
@@ -174,6 +187,7 @@ impl Found {
             block: self.block,
             readonly: options.readonly,
             writethrough: options.writethrough,
+            writes,
             label,
             known: KnownData::new(size),
             lacks_punch: AtomicBool::new(false),
@@ -239,6 +253,16 @@ fn open_path(path: &Path, wanted: &'static str, spec: &ExportSpec) -> Result<Ope
     let traits = traits(options, can, minimum, queue.rotational().unwrap_or(false));
     let disk = found.disk(fd, witness, direct, path.display().to_string(), options);
     Ok((disk.size, traits, Store::Disk(Arc::new(disk))))
+}
+
+/// Whether buffered writes wait on the file system of `path`: asked of a nameless file beside it.
+fn writes_wait_beside(path: &Path) -> bool {
+    let scratch = path.canonicalize().and_then(|path| {
+        let directory = path.parent().ok_or(io::ErrorKind::NotFound)?;
+        OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(directory)
+    });
+    // Where none can be made, the ring it is: right in any case, only slower where it has to wait.
+    scratch.is_ok_and(|scratch| rt::buffered_writes_wait(&scratch.into()))
 }
 
 /// What may have been meant by a path that is not there.

@@ -68,7 +68,7 @@ impl Ranges {
         let failed = |cause: io::Error| Failure::of("wait for an overlapping request", &cause);
         let (held, sleep) = self.enter(range, hold).map_err(failed)?;
         if let Some(fd) = sleep {
-            let eventfd = rt::File::register(fd).map_err(failed)?;
+            let eventfd = rt::File::register(fd, rt::Writes::Ring).map_err(failed)?;
             let (woken, _) = eventfd.read_exact(Buffer::scratch(8), 0..8, 0).await;
             woken.map_err(failed)?;
         }

@@ -20,6 +20,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::rt::Writes;
+
 /// Longest name or description, in bytes: the protocol's limit on a string (proto.md, "String values").
 pub const STRING_LENGTH_MAX: usize = 4096;
 
@@ -78,6 +80,8 @@ pub struct ExportOptions {
     pub lock: bool,
     /// Every write is durable before its reply, `writethrough=on`.
     pub writethrough: bool,
+    /// Who carries out buffered writes, `writes=ring|thread|inline`; found out when it is opened if `None`, `writes=auto`.
+    pub writes: Option<Writes>,
     /// Leave the export out of lists, `hidden=on`; it can still be opened by name.
     pub hidden: bool,
     /// Say what the device is, `rotational=on|off`; asked of the kernel if `None`.
@@ -95,6 +99,7 @@ impl Default for ExportOptions {
             strict: false,
             lock: true,
             writethrough: false,
+            writes: None,
             hidden: false,
             rotational: None,
         }
@@ -135,6 +140,8 @@ pub enum SpecError {
     OptionBare { key: String, example: &'static str },
     #[error("option `{key}` cannot be `{value}`: write on or off")]
     OptionSwitch { key: String, value: String },
+    #[error("option `writes` cannot be `{value}`: write auto, ring, thread or inline")]
+    OptionWrites { value: String },
     #[error("option `{key}` makes no sense for `{backend}`, which has no file or device behind it")]
     OptionUseless { key: &'static str, backend: &'static str },
     #[error("two exports are called `{name}`: give each its own name, as in other=disk.img")]
@@ -147,7 +154,7 @@ pub enum SpecError {
 
 pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE or faulty:SEED:BACKEND";
 const OPTIONS: &str =
-    "offset, size, readonly, description, direct, strict, lock, writethrough, hidden, rotational";
+    "offset, size, readonly, description, direct, strict, lock, writethrough, writes, hidden, rotational";
 
 impl ExportSpec {
     /// Reads one word of the command line.
@@ -249,6 +256,7 @@ impl Source {
         };
         let key = match options {
             ExportOptions { direct: true, .. } => "direct",
+            ExportOptions { writes: Some(_), .. } => "writes",
             ExportOptions { size: Some(_), .. } => "size",
             ExportOptions { offset: 1.., .. } => "offset",
             _ => return Ok(()),
@@ -263,6 +271,7 @@ impl ExportOptions {
             "offset" | "size" => "1M",
             "description" => "TEXT",
             "lock" => "off",
+            "writes" => "auto",
             _ if is_option(key) => "on",
             _ => return Err(SpecError::OptionUnknown { key: key.to_owned() }),
         };
@@ -292,6 +301,15 @@ impl ExportOptions {
             "strict" => self.strict = switch()?,
             "lock" => self.lock = switch()?,
             "writethrough" => self.writethrough = switch()?,
+            "writes" => {
+                self.writes = match value {
+                    "auto" => None,
+                    "ring" => Some(Writes::Ring),
+                    "thread" => Some(Writes::Thread),
+                    "inline" => Some(Writes::Inline),
+                    _ => return Err(SpecError::OptionWrites { value: value.to_owned() }),
+                }
+            }
             "hidden" => self.hidden = switch()?,
             _ => self.rotational = Some(switch()?),
         }

@@ -122,6 +122,8 @@ fn helpers() -> &'static Helpers {
         for number in 0..HELPERS {
             let receiver = Arc::clone(&receiver);
             let work = move || {
+                // Started by a shard that may be pinned, for questions of all shards.
+                let _ = crate::sys::affinity::unpin();
                 loop {
                     let question = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(question) = question else { return };

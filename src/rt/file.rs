@@ -14,7 +14,7 @@ use io_uring::{opcode, squeue, types};
 use super::buffer::Buffer;
 use super::fault::{Kind, Verdict};
 use super::op::{Completion, Op};
-use super::{Shard, timer};
+use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
 pub(super) const FILES_MAX: u32 = 1024;
@@ -32,6 +32,19 @@ pub struct File {
 struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,
+    writes: Writes,
+}
+
+/// Who carries out a write that need not be durable at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// The ring.
+    #[default]
+    Ring,
+    /// A thread of ours (`writer.rs`).
+    Thread,
+    /// The shard itself, which stands still meanwhile: for what never waits, such as memory.
+    Inline,
 }
 
 impl File {
@@ -39,7 +52,7 @@ impl File {
     ///
     /// # Errors
     /// `ENFILE` when the table is full; else what `io_uring_register(2)` says.
-    pub fn register(fd: Arc<OwnedFd>) -> io::Result<Self> {
+    pub fn register(fd: Arc<OwnedFd>, writes: Writes) -> io::Result<Self> {
         let slot = super::with(|shard| {
             let slot = shard.file_slots.borrow_mut().pop();
             let slot = slot.ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
@@ -51,7 +64,7 @@ impl File {
             }
             Ok(slot)
         })?;
-        Ok(Self { inner: Rc::new(Registered { slot, fd }) })
+        Ok(Self { inner: Rc::new(Registered { slot, fd, writes }) })
     }
 
     /// The descriptor, for calls that have no opcode.
@@ -151,6 +164,22 @@ impl File {
             match Box::pin(judge(Kind::Write, length)).await {
                 Ok(shorter) => length = shorter,
                 Err(result) => return Box::pin(refused(result, buffer)).await,
+            }
+        }
+        let part = part.start..part.start + length;
+        match self.inner.writes {
+            // A write that waits for the disk would hold up those behind it on its thread.
+            _ if dsync => {}
+            Writes::Ring => {}
+            Writes::Thread => {
+                let file = Arc::clone(&self.inner.fd);
+                let op =
+                    super::with(|shard| writer::submit(shard, self.inner.slot, file, buffer, part, offset));
+                return transferred(op.await);
+            }
+            Writes::Inline => {
+                let result = writer::write_here(&self.inner.fd, &buffer[part], offset);
+                return (checked(result), buffer);
             }
         }
         let length = u32::try_from(length).unwrap_or(u32::MAX);

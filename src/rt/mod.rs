@@ -19,7 +19,7 @@
 //! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
 //! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
 //! | [`sync`] | waiting for each other on one thread |
-//! | `remote`, `blocking` | other threads |
+//! | `remote`, `blocking`, `writer` | other threads |
 //! | [`fault`] | faults on purpose |
 //!
 //! May be imported by `net`, `backend`, `server`, `client`, `load`; imports only `sys`.
@@ -54,16 +54,18 @@ mod task;
 mod tests;
 pub mod timer;
 mod waker;
+mod writer;
 
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
-pub use file::File;
+pub use file::{File, Writes};
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
+pub use writer::{WRITERS, buffered_writes_wait};
 
-use op::{After, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
+use op::{After, Completion, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
 use ring::Ring;
 
 /// Rounds of tasks that wake each other before the ring gets its turn again.
@@ -122,6 +124,7 @@ pub(crate) struct Shard {
     questions: sync::Semaphore,
     remote: Remote,
     poller: RefCell<poll::Poller>,
+    writers: writer::Writers,
     faults: Option<fault::Faults>,
     started: Instant,
     now: Cell<u64>,
@@ -227,6 +230,7 @@ impl Shard {
             questions: sync::Semaphore::new(QUESTIONS_MAX),
             remote,
             poller: RefCell::new(poll::Poller::new(config.poll)),
+            writers: writer::Writers::new(),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
             now: Cell::new(0),
@@ -251,6 +255,7 @@ impl Shard {
 
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
+        self.writers.hand_over(&self.remote);
         let mut ring = self.ring.borrow_mut();
         let mut poller = self.poller.borrow_mut();
         if self.tasks.has_ready() {
@@ -296,17 +301,25 @@ impl Shard {
     fn complete(&self, cqe: &cqueue::Entry) {
         match cqe.user_data() {
             USER_DATA_IGNORE => {}
-            USER_DATA_DOORBELL => self.remote.open_mailbox(),
-            key => {
-                let after = self.ops.borrow_mut().complete(cqe);
-                match after {
-                    After::Nothing | After::Drop(_) => {}
-                    After::Wake(waker) => waker.wake(),
-                    After::CancelStream => self.cancel(key),
-                    After::Dispose(dispose, completion, _kept) => dispose(self, completion),
-                }
-            }
+            USER_DATA_DOORBELL => self.look_outside(),
+            key => self.complete_op(key, Completion { result: cqe.result(), flags: cqe.flags() }),
         }
+    }
+
+    fn complete_op(&self, key: u64, completion: Completion) {
+        let after = self.ops.borrow_mut().complete(key, completion);
+        match after {
+            After::Nothing | After::Drop(_) => {}
+            After::Wake(waker) => waker.wake(),
+            After::CancelStream => self.cancel(key),
+            After::Dispose(dispose, completion, _kept) => dispose(self, completion),
+        }
+    }
+
+    /// Takes what other threads have for this shard: the doorbell rang.
+    fn look_outside(&self) {
+        self.remote.open_mailbox();
+        self.writers.collect(|key, completion| self.complete_op(key, completion));
     }
 
     fn push(&self, sqe: squeue::Entry) {
@@ -326,6 +339,7 @@ impl Shard {
     fn wind_up(&self) {
         self.remote.close();
         self.tasks.clear();
+        self.writers.hand_over(&self.remote);
         // A letter to another shard may be among what was pushed last.
         self.ring.borrow().enter(0);
         let keys: Vec<u64> = self.ops.borrow().keys().collect();
@@ -340,6 +354,7 @@ impl Shard {
             // ETIME and EINTR only mean: look again.
             let _ = self.ring.borrow().uring().submitter().submit_with_args(1, &arguments);
             self.reap(&mut reaped);
+            self.writers.collect(|key, completion| self.complete_op(key, completion));
         }
         if self.ops.borrow().in_flight() > 0 {
             std::mem::forget(self.ops.take());

@@ -113,14 +113,15 @@ impl Ops {
         self.entries.insert(Entry { state, replaced })
     }
 
-    /// Enters one CQE; `user_data` is a key of this table.
+    /// Enters the completion of an op; `key` is the `user_data` of its CQE.
     #[allow(clippy::cast_possible_truncation)] // a key was a usize before it was a user_data
-    pub(super) fn complete(&mut self, cqe: &cqueue::Entry) -> After {
-        let key = cqe.user_data() as usize;
+    pub(super) fn complete(&mut self, key: u64, mut completion: Completion) -> After {
+        let key = key as usize;
         let entry = self.entries.get_mut(key).expect("a completion belongs to an op in flight");
-        let completion =
-            Completion { result: entry.replaced.take().unwrap_or_else(|| cqe.result()), flags: cqe.flags() };
-        let more = cqueue::more(cqe.flags());
+        if let Some(result) = entry.replaced.take() {
+            completion.result = result;
+        }
+        let more = cqueue::more(completion.flags);
         match &mut entry.state {
             State::Stream(flow) => {
                 flow.queue.push(completion);
@@ -178,6 +179,13 @@ impl<K: 'static> Op<K> {
     pub(super) fn submit_replaced(shard: &Shard, result: i32, kept: K) -> Self {
         let key = shard.ops.borrow_mut().insert(State::InFlight, Some(result));
         shard.push(opcode::Nop::new().build().user_data(key as u64));
+        Self { key, kept: Some(kept), cancel: false }
+    }
+
+    /// Registers an operation that another thread carries out; `hand_over` is given the key to answer to.
+    pub(super) fn submit_elsewhere(shard: &Shard, kept: K, hand_over: impl FnOnce(u64)) -> Self {
+        let key = shard.ops.borrow_mut().insert(State::InFlight, None);
+        hand_over(key as u64);
         Self { key, kept: Some(kept), cancel: false }
     }
 

@@ -82,10 +82,15 @@ impl Remote {
             }
             letters.push(Box::new(letter));
         }
+        self.nudge();
+        true
+    }
+
+    /// Makes the shard look at what other threads have for it, soon.
+    pub(super) fn nudge(&self) {
         if !self.inner.rung.swap(true, Ordering::AcqRel) {
             self.ring();
         }
-        true
     }
 
     fn ring(&self) {
@@ -130,7 +135,7 @@ impl Remote {
             let sqe = opcode::Read::new(fd, count.as_mut_ptr(), 8).build();
             let kept = (count, self.clone());
             super::with(|shard| Op::submit(shard, sqe, kept).cancel_on_drop()).await;
-            self.open_mailbox();
+            super::with(|shard| shard.look_outside());
         }
     }
 }

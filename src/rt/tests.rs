@@ -24,7 +24,7 @@ fn temporary_file() -> Arc<OwnedFd> {
 #[test]
 fn what_was_written_is_read_back() {
     on_shard(|| async {
-        let file = File::register(temporary_file()).unwrap();
+        let file = File::register(temporary_file(), Writes::Ring).unwrap();
         let mut buffer = Buffer::acquire(10_000).await;
         buffer.fill(7);
         let (written, mut buffer) = file.write_all(buffer, 0..10_000, 123, true).await;
@@ -38,9 +38,63 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
+fn writes_answer_the_same_whoever_carries_them_out() {
+    for writes in [Writes::Ring, Writes::Thread, Writes::Inline] {
+        on_shard(move || async move {
+            let file = File::register(temporary_file(), writes).unwrap();
+            let ended = Rc::new(Event::new());
+            let left = Rc::new(Cell::new(200_u64));
+            for index in 0..200_u8 {
+                let (file, ended, left) = (file.clone(), Rc::clone(&ended), Rc::clone(&left));
+                spawn(async move {
+                    let mut buffer = Buffer::acquire(3000).await;
+                    buffer.fill(index);
+                    let (written, _) = file.write_all(buffer, 0..3000, u64::from(index) * 3000, false).await;
+                    written.unwrap();
+                    left.set(left.get() - 1);
+                    ended.notify();
+                });
+            }
+            while left.get() > 0 {
+                ended.wait().await;
+            }
+            file.fdatasync().await.unwrap();
+            let (read, buffer) = file.read_exact(Buffer::acquire(600_000).await, 0..600_000, 0).await;
+            read.unwrap();
+            assert!(buffer.chunks(3000).zip(0..).all(|(part, index)| part.iter().all(|byte| *byte == index)));
+            let unwritable = std::fs::File::open("/proc/self/exe").unwrap();
+            let file = File::register(Arc::new(unwritable.into()), writes).unwrap();
+            let (refused, _) = file.write_all(Buffer::acquire(512).await, 0..512, 0, false).await;
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADF), "{writes:?}");
+        });
+    }
+}
+
+#[test]
+fn a_shard_that_ends_waits_for_writes_on_its_threads() {
+    let file = temporary_file();
+    let theirs = Arc::clone(&file);
+    on_shard(|| async move {
+        let file = File::register(theirs, Writes::Thread).unwrap();
+        for index in 0..32_u64 {
+            let file = file.clone();
+            spawn(async move {
+                let mut buffer = Buffer::acquire(64 << 10).await;
+                buffer.fill(5);
+                let _ = file.write_all(buffer, 0..64 << 10, index * (64 << 10), false).await;
+            });
+        }
+        // Ends with all of them under way.
+    });
+    let mut bytes = vec![0; 32 * (64 << 10)];
+    assert_eq!(rustix::io::pread(&file, &mut bytes, 0).unwrap(), bytes.len());
+    assert!(bytes.iter().all(|byte| *byte == 5));
+}
+
+#[test]
 fn a_read_past_the_end_is_an_error_and_gives_the_buffer_back() {
     on_shard(|| async {
-        let file = File::register(temporary_file()).unwrap();
+        let file = File::register(temporary_file(), Writes::Ring).unwrap();
         let (read, buffer) = file.read_exact(Buffer::acquire(512).await, 0..512, 0).await;
         assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
         assert_eq!(buffer.len(), 512);
@@ -51,7 +105,7 @@ fn a_read_past_the_end_is_an_error_and_gives_the_buffer_back() {
 fn registered_memory_carries_the_same_bytes() {
     let config = Config { registered_memory: 1 << 20, ..Config::default() };
     run(&config, || async {
-        let file = File::register(temporary_file()).unwrap();
+        let file = File::register(temporary_file(), Writes::Ring).unwrap();
         let mut buffer = Buffer::acquire(4096).await;
         assert!(buffer.is_registered());
         buffer.fill(3);
@@ -71,7 +125,7 @@ fn faults_shorten_and_interrupt_but_whole_transfers_stay_whole() {
         let plan = fault::Plan { seed, short: 400, interrupted: 200, late: 100, ..fault::Plan::default() };
         let config = Config { faults: Some(plan), ..Config::default() };
         run(&config, move || async move {
-            let file = File::register(temporary_file()).unwrap();
+            let file = File::register(temporary_file(), Writes::Ring).unwrap();
             let mut buffer = Buffer::acquire(50_000).await;
             for (index, byte) in buffer.iter_mut().enumerate() {
                 *byte = u8::try_from(index % 251).unwrap();
@@ -92,7 +146,7 @@ fn a_failing_disk_is_reported_from_the_seed() {
     let plan = fault::Plan { seed: 1, failed: 1000, ..fault::Plan::default() };
     let config = Config { faults: Some(plan), ..Config::default() };
     run(&config, || async {
-        let file = File::register(temporary_file()).unwrap();
+        let file = File::register(temporary_file(), Writes::Ring).unwrap();
         let (read, buffer) = file.read_exact(Buffer::acquire(512).await, 0..512, 0).await;
         assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
         let (written, _) = file.write_all(buffer, 0..512, 0, false).await;

@@ -20,18 +20,30 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Lets the calling thread run wherever the process may: threads inherit the pin of the one that starts them.
+pub fn unpin() -> io::Result<()> {
+    // The main thread is never pinned.
+    let all = sched_getaffinity(Some(rustix::process::getpid()))?;
+    Ok(sched_setaffinity(None, &all)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_pinned_thread_sees_one_processor() {
+    fn a_pinned_thread_sees_one_processor_and_its_child_may_see_all() {
         let cpus = std::thread::spawn(|| {
             let last = *allowed()?.last().ok_or(io::ErrorKind::NotFound)?;
+            let before = allowed()?;
             pin(last)?;
-            Ok::<_, io::Error>((last, allowed()?))
+            let pinned = allowed()?;
+            let inherited = std::thread::spawn(|| unpin().and_then(|()| allowed()));
+            let unpinned = inherited.join().expect("no panic")?;
+            Ok::<_, io::Error>((before, last, pinned, unpinned))
         });
-        let (last, after) = cpus.join().expect("no panic").expect("affinity is readable");
-        assert_eq!(after, [last]);
+        let (before, last, pinned, unpinned) = cpus.join().expect("no panic").expect("affinity is readable");
+        assert_eq!(pinned, [last]);
+        assert_eq!(unpinned, before);
     }
 }

@@ -57,7 +57,7 @@ fn two_commas_are_one_of_the_text() {
 #[test]
 fn every_option_lands_in_its_field() {
     let spec = parse(
-        "n=file:d,offset=4K,size=1M,readonly=on,description=,direct=on,strict=on,lock=off,writethrough=on,hidden=on,\
+        "n=file:d,offset=4K,size=1M,readonly=on,description=,direct=on,strict=on,lock=off,writethrough=on,writes=thread,hidden=on,\
          rotational=off",
     );
     let expected = ExportOptions {
@@ -69,6 +69,7 @@ fn every_option_lands_in_its_field() {
         strict: true,
         lock: false,
         writethrough: true,
+        writes: Some(Writes::Thread),
         hidden: true,
         rotational: Some(false),
     };
@@ -123,6 +124,8 @@ fn every_mistake_has_words_of_its_own() {
         ("n=d,lock", "write lock=off"),
         ("d,size=1,size=1", "given twice"),
         ("memory:1M,direct=on", "no sense for `memory`"),
+        ("memory:1M,writes=ring", "no sense for `memory`"),
+        ("d,writes=maybe", "write auto, ring, thread or inline"),
         ("null:1M,size=1K", "no sense for `null`"),
         ("null:1M,offset=1K", "no sense for `null`"),
         ("faulty:1:memory:1M,direct=on", "no sense for `memory`"),
