@@ -63,6 +63,10 @@ use worker::Worker;
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long a server may take to close a connection after DISC before it is closed from this side.
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
+/// Receive buffers for each connection. The kernel takes them in turn: few of them stay in the processor's cache.
+const RECEIVE_BUFFERS_EACH: u32 = 4;
+/// Receive buffers of all connections; with none left, receives wait for one that comes back.
+const RECEIVE_BUFFERS_MAX: u32 = 256;
 /// Length of the intervals that [`Plan::intervals`] is told.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -120,7 +124,9 @@ pub enum LoadError {
 /// # Errors
 /// [`LoadError`]: nothing is reported of a run that did not go to its end.
 pub fn run(plan: Plan) -> Result<Report, LoadError> {
-    let config = rt::Config { payload_memory_max: 1 << 30, ..rt::Config::default() };
+    let buffers = (RECEIVE_BUFFERS_EACH * plan.connections).next_power_of_two().clamp(8, RECEIVE_BUFFERS_MAX);
+    let config =
+        rt::Config { receive_buffers: u16::try_from(buffers).unwrap_or(u16::MAX), ..rt::Config::default() };
     rt::run(&config, move || drive(plan))?
 }
 
