@@ -50,7 +50,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Words {
     Serve(Box<serve::Serve>),
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),

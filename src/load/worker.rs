@@ -1,208 +1,181 @@
-//! One connection under load: a task that sends what is free to be sent, a task that takes replies.
+//! One connection under load: a task that sends what may be sent, a task that takes replies.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::Plan;
-use super::workload::Sequence;
+use super::job::{Job, Next};
+use super::run::{Phase, Run};
 use crate::client::{Connection, Inbox};
-use crate::proto::{Command, CommandFlags, Dialect, Errno, Reply, ReplyBody, Request};
+use crate::proto::{Command, CommandFlags, Dialect, Reply, Request};
 use crate::rt::gather::Gather;
 use crate::rt::net::Socket;
-use crate::rt::sync::{Event, Queue};
-use crate::rt::{self, Buffer};
+use crate::rt::sync::{Event, select};
+use crate::rt::{self, Buffer, timer};
 
-/// What all connections of a run add up to.
-pub(super) struct Tally {
-    pub(super) reads: RefCell<Histogram<u64>>,
-    pub(super) writes: RefCell<Histogram<u64>>,
-    pub(super) bytes: Cell<u64>,
-    workers: Cell<u32>,
-    counting: Cell<bool>,
-    stopping: Cell<bool>,
-    fault: RefCell<Option<(u32, String)>>,
-}
+/// Bytes gathered for one send, so that the first request of a large batch does not wait for the last.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Longest reply header without text, which replies that fit nowhere else are received for.
+const REPLY_HEAD_MAX: usize = 32;
 
-impl Tally {
-    pub(super) fn new(workers: u32) -> Self {
-        let histogram = || RefCell::new(crate::metrics::histogram());
-        Self {
-            reads: histogram(),
-            writes: histogram(),
-            bytes: Cell::new(0),
-            workers: Cell::new(workers),
-            counting: Cell::new(false),
-            stopping: Cell::new(false),
-            fault: RefCell::new(None),
-        }
-    }
-
-    pub(super) fn start_counting(&self) {
-        self.counting.set(true);
-    }
-
-    /// No further requests; what is in flight is not counted.
-    pub(super) fn stop(&self) {
-        self.counting.set(false);
-        self.stopping.set(true);
-    }
-
-    pub(super) fn workers_left(&self) -> u32 {
-        self.workers.get()
-    }
-
-    pub(super) fn fault(&self) -> Option<(u32, String)> {
-        self.fault.borrow().clone()
-    }
-
-    fn record(&self, command: Command, ns: u64, bytes: u64) {
-        if self.counting.get() {
-            let histogram = if command == Command::READ { &self.reads } else { &self.writes };
-            histogram.borrow_mut().saturating_record(ns);
-            self.bytes.set(self.bytes.get() + bytes);
-        }
-    }
-}
-
-/// A request in flight; its index is its cookie.
-#[derive(Clone, Copy)]
-struct Slot {
-    command: Command,
-    started_ns: u64,
-    in_flight: bool,
-}
-
-struct Worker {
+pub(super) struct Worker {
     number: u32,
-    bs: u32,
     dialect: Dialect,
-    socket: Rc<Socket>,
-    sequence: RefCell<Sequence>,
-    slots: RefCell<Vec<Slot>>,
-    free: Queue<usize>,
-    in_flight: Cell<usize>,
-    tally: Rc<Tally>,
+    pub(super) socket: Rc<Socket>,
+    pub(super) job: RefCell<Job>,
+    run: Rc<Run>,
+    /// A reply has ended a request.
+    ended: Event,
 }
 
-/// Starts a connection's two tasks; `done` is notified when both have ended.
-pub(super) fn start(number: u32, connection: Connection, plan: &Plan, tally: Rc<Tally>, done: Rc<Event>) {
+/// Starts a connection's two tasks; [`Run::leave`] is called when the connection has ended.
+pub(super) fn start(number: u32, connection: Connection, job: Job, run: Rc<Run>, payload: u32) -> Rc<Worker> {
     let Connection { link, inbox, socket } = connection;
-    let idle = Slot { command: Command::READ, started_ns: 0, in_flight: false };
     let worker = Rc::new(Worker {
         number,
-        bs: plan.workload.bs,
         dialect: link.dialect,
         socket,
-        sequence: RefCell::new(Sequence::new(plan.workload, link.size, number, plan.connections)),
-        slots: RefCell::new(vec![idle; plan.iodepth as usize]),
-        free: Queue::new(),
-        in_flight: Cell::new(0),
-        tally,
+        job: RefCell::new(job),
+        run,
+        ended: Event::new(),
     });
-    for slot in 0..plan.iodepth as usize {
-        worker.free.push(slot);
-    }
-    rt::spawn(send(Rc::clone(&worker)));
+    rt::spawn(send(Rc::clone(&worker), payload));
+    let receiving = Rc::clone(&worker);
     rt::spawn(async move {
-        if let Err(fault) = receive(&worker, inbox).await {
-            worker.tally.fault.borrow_mut().get_or_insert((worker.number, fault));
-        }
-        worker.tally.workers.set(worker.tally.workers.get() - 1);
-        done.notify();
+        let result = receive(&receiving, inbox).await;
+        receiving.run.leave(receiving.number, result);
     });
+    worker
 }
 
-async fn send(worker: Rc<Worker>) {
+async fn send(worker: Rc<Worker>, payload: u32) {
     let mut gather = Box::new(Gather::new());
+    // What writes carry when nobody checks it: random once, so that no server takes it for zeroes.
+    let mut payload = random_payload(payload);
     loop {
-        worker.free.ready(|| worker.tally.stopping.get()).await;
-        if worker.tally.stopping.get() {
-            return;
-        }
-        let now = rt::clock_ns();
-        while let Some(slot) = worker.free.pop() {
-            let (command, offset) = worker.sequence.borrow_mut().draw();
-            worker.slots.borrow_mut()[slot] = Slot { command, started_ns: now, in_flight: true };
-            worker.in_flight.set(worker.in_flight.get() + 1);
-            let length = u64::from(worker.bs);
-            let payload = if command == Command::WRITE { length } else { 0 };
-            let request =
-                Request { command, flags: CommandFlags::NONE, cookie: slot as u64, offset, length, payload };
-            let head = request.encode(worker.dialect);
-            if command == Command::WRITE {
-                let mut buffer = Buffer::scratch(worker.bs as usize);
-                buffer.set_head(&head);
-                gather.buffer(buffer);
-            } else {
-                gather.bytes(&head);
+        // Taken before anything is looked at: what happens meanwhile is not missed.
+        let (ended, changed) = (worker.ended.wait(), worker.run.changed.wait());
+        let idle = worker.gather(&mut gather, &mut payload);
+        if gather.is_empty() {
+            match idle {
+                Next::Leave => break,
+                Next::WaitUntil(at_ns) => {
+                    let left = Duration::from_nanos(at_ns.saturating_sub(rt::clock_ns()));
+                    select(select(ended, changed), timer::sleep(left)).await;
+                }
+                Next::Wait | Next::Send(_) => {
+                    select(ended, changed).await;
+                }
             }
+            continue;
         }
         let (result, back) = worker.socket.send(gather).await;
         gather = back;
+        if worker.run.ledger.is_none() {
+            payload = gather.reclaim().or(payload);
+        }
         gather.clear();
         if result.is_err() {
             return; // the receiving side says what happened
         }
     }
+    let (command, flags) = (Command::DISC, CommandFlags::NONE);
+    let goodbye = Request { command, flags, cookie: 0, offset: 0, length: 0, payload: 0 };
+    gather.bytes(&goodbye.encode(worker.dialect));
+    // A server that is gone already needs no goodbye.
+    let _ = worker.socket.send(gather).await;
+}
+
+impl Worker {
+    /// Gathers all that may be sent now, and says what ended that.
+    fn gather(&self, gather: &mut Gather, payload: &mut Option<Buffer>) -> Next {
+        let mut job = self.job.borrow_mut();
+        let now_ns = rt::clock_ns();
+        loop {
+            if gather.len() >= BATCH_BYTES_MAX {
+                return Next::Wait;
+            }
+            let request = match job.next(now_ns) {
+                Next::Send(request) => request,
+                idle => return idle,
+            };
+            let head = request.encode(self.dialect);
+            let length = usize::try_from(request.payload).unwrap_or(0);
+            match &self.run.ledger {
+                _ if length == 0 => gather.bytes(&head),
+                Some(ledger) => {
+                    let mut buffer = Buffer::scratch(length);
+                    ledger.borrow().fill(request.offset, &mut buffer);
+                    buffer.set_head(&head);
+                    gather.buffer(buffer);
+                }
+                None => {
+                    if let Some(payload) = payload.take() {
+                        gather.hold(payload);
+                    }
+                    gather.bytes(&head);
+                    gather.part(0..length);
+                }
+            }
+        }
+    }
+}
+
+fn random_payload(length: u32) -> Option<Buffer> {
+    (length > 0).then(|| {
+        let mut buffer = Buffer::scratch(length as usize);
+        SplitMix64::seed_from_u64(u64::from(length)).fill_bytes(&mut buffer);
+        buffer
+    })
 }
 
 async fn receive(worker: &Worker, mut inbox: Inbox) -> Result<(), String> {
-    while !worker.tally.stopping.get() || worker.in_flight.get() > 0 {
+    loop {
         let decoded =
             Reply::decode(worker.dialect, inbox.bytes()).map_err(|violation| violation.to_string())?;
-        let Some((reply, length)) = decoded else {
-            match inbox.fill(inbox.bytes().len().max(31) + 1).await {
-                Ok(true) => continue,
-                Ok(false) if worker.in_flight.get() == 0 => return Ok(()),
-                Ok(false) => return Err("the server ended the connection".to_owned()),
-                Err(error) => return Err(format!("cannot receive: {error}")),
+        if let Some((reply, length)) = decoded {
+            inbox.consume(length);
+            take(worker, &mut inbox, &reply).await?;
+            continue;
+        }
+        let want = inbox.bytes().len().max(REPLY_HEAD_MAX - 1) + 1;
+        match inbox.fill(want).await {
+            Ok(true) => {}
+            _ if worker.run.phase() == Phase::Leaving => return Ok(()),
+            Ok(false) => {
+                let in_flight = worker.job.borrow().in_flight();
+                return Err(format!("the server ended the connection ({in_flight} requests in flight)"));
             }
-        };
-        inbox.consume(length);
-        take(worker, &mut inbox, reply).await?;
+            Err(error) => return Err(format!("cannot receive: {error}")),
+        }
     }
-    // The send task may wait for a free slot: it ends when it looks.
-    worker.free.notify();
-    let disconnect = Request {
-        command: Command::DISC,
-        flags: CommandFlags::NONE,
-        cookie: 0,
-        offset: 0,
-        length: 0,
-        payload: 0,
-    };
-    let mut gather = Box::new(Gather::new());
-    gather.bytes(&disconnect.encode(worker.dialect));
-    // A server that is gone already needs no goodbye.
-    let _ = worker.socket.send(gather).await;
-    Ok(())
 }
 
-async fn take(worker: &Worker, inbox: &mut Inbox, reply: Reply) -> Result<(), String> {
-    let index = usize::try_from(reply.cookie).unwrap_or(usize::MAX);
-    let slot = worker.slots.borrow().get(index).copied().filter(|slot| slot.in_flight);
-    let slot =
-        slot.ok_or_else(|| format!("a reply with cookie {:#x}, which is not in flight", reply.cookie))?;
-    let data = match reply.body {
-        ReplyBody::Simple(Errno::OK) if slot.command == Command::READ => u64::from(worker.bs),
-        ReplyBody::Simple(Errno::OK)
-        | ReplyBody::None
-        | ReplyBody::Hole { .. }
-        | ReplyBody::Status { .. } => 0,
-        ReplyBody::Data { length, .. } => length,
-        ReplyBody::Simple(errno) => return Err(format!("{} failed: {errno}", slot.command)),
-        ReplyBody::Error { errno, text, .. } => {
-            return Err(format!("{} failed: {errno}: {text}", slot.command));
-        }
-    };
-    inbox.skip(data).await.map_err(|error| format!("cannot receive: {error}"))?;
-    if reply.done {
-        worker.slots.borrow_mut()[index].in_flight = false;
-        worker.in_flight.set(worker.in_flight.get() - 1);
-        worker.tally.record(slot.command, rt::now_ns().saturating_sub(slot.started_ns), worker.bs.into());
-        worker.free.push(index);
+async fn take(worker: &Worker, inbox: &mut Inbox, reply: &Reply) -> Result<(), String> {
+    let (data, ends) = worker.job.borrow_mut().accept(reply)?;
+    if let Some((offset, length)) = data {
+        let content = worker.job.borrow_mut().take_content(reply.cookie);
+        let result = match content {
+            None => inbox.skip(length).await,
+            Some((content, start)) => {
+                let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
+                let range = at..at + usize::try_from(length).unwrap_or(usize::MAX);
+                let (result, content) = inbox.read_exact(content, range).await;
+                worker.job.borrow_mut().put_content(reply.cookie, content);
+                result
+            }
+        };
+        result.map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => "the server ended the connection within a reply".to_owned(),
+            _ => format!("cannot receive: {error}"),
+        })?;
+    }
+    if ends {
+        worker.job.borrow_mut().end(reply.cookie, rt::now_ns())?;
+        worker.ended.notify();
     }
     Ok(())
 }

@@ -9,15 +9,63 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime};
 
+use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 
 use super::{Snapshot, labels};
 
-/// An interval log being written. Tags are `export.command`; see [`labels`] for the export's part.
-pub struct IntervalLog<W: Write> {
+/// A log of histograms being written, a line for each tag and interval.
+pub struct HistogramLog<W: Write> {
     out: W,
     serializer: V2DeflateSerializer,
+}
+
+impl<W: Write> HistogramLog<W> {
+    /// Writes the head of the log, with a sentence about what is in it.
+    pub fn begin(mut out: W, about: &str) -> io::Result<Self> {
+        // HdrHistogram's readers look for this first line to know the syntax of the rest.
+        writeln!(out, "#[Histogram log format version 1.3]")?;
+        let mut serializer = V2DeflateSerializer::new();
+        let now = SystemTime::now();
+        IntervalLogWriterBuilder::new()
+            .add_comment(&format!("[ringnbd: {about}]"))
+            .with_start_time(now)
+            .with_base_time(now)
+            .begin_log_with(&mut out, &mut serializer)?;
+        writeln!(
+            out,
+            "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\""
+        )?;
+        Ok(Self { out, serializer })
+    }
+
+    /// Writes what happened under `tag` (no comma, no space) from `start` on, for `length`.
+    pub fn line(
+        &mut self,
+        tag: &str,
+        start: Duration,
+        length: Duration,
+        histogram: &Histogram<u64>,
+    ) -> io::Result<()> {
+        let mut lines =
+            IntervalLogWriterBuilder::new().begin_log_with(&mut self.out, &mut self.serializer)?;
+        let tag = Tag::new(tag).ok_or(io::ErrorKind::InvalidInput)?;
+        lines.write_histogram(histogram, start, length, Some(tag)).map_err(|error| match error {
+            IntervalLogWriterError::IoError(error) => error,
+            IntervalLogWriterError::SerializeError(error) => io::Error::other(error),
+        })
+    }
+
+    /// Hands what was written to the file.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// The interval log of a server. Tags are `export.command`; see [`labels`] for the export's part.
+pub struct IntervalLog<W: Write> {
+    log: HistogramLog<W>,
     labels: Vec<String>,
     started: Instant,
     previous: Snapshot,
@@ -26,23 +74,9 @@ pub struct IntervalLog<W: Write> {
 
 impl<W: Write> IntervalLog<W> {
     /// Writes the head of the log. Intervals start now, from nothing.
-    pub fn begin(mut out: W, export_names: &[String]) -> io::Result<Self> {
-        // HdrHistogram's readers look for this first line to know the syntax of the rest.
-        writeln!(out, "#[Histogram log format version 1.3]")?;
-        let mut serializer = V2DeflateSerializer::new();
-        let now = SystemTime::now();
-        IntervalLogWriterBuilder::new()
-            .add_comment("[ringnbd: service time in nanoseconds by export and command]")
-            .with_start_time(now)
-            .with_base_time(now)
-            .begin_log_with(&mut out, &mut serializer)?;
-        writeln!(
-            out,
-            "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\""
-        )?;
+    pub fn begin(out: W, export_names: &[String]) -> io::Result<Self> {
         Ok(Self {
-            out,
-            serializer,
+            log: HistogramLog::begin(out, "service time in nanoseconds by export and command")?,
             labels: labels(export_names),
             started: Instant::now(),
             previous: Snapshot::default(),
@@ -55,19 +89,12 @@ impl<W: Write> IntervalLog<W> {
         let at = self.started.elapsed();
         let length = at.saturating_sub(self.previous_at);
         let interval = now.since(&self.previous);
-        let mut lines =
-            IntervalLogWriterBuilder::new().begin_log_with(&mut self.out, &mut self.serializer)?;
         for (export, kind, command) in interval.used().filter(|(.., command)| command.requests > 0) {
             let label = self.labels.get(export).map_or("?", String::as_str);
             let tag = format!("{label}.{}", kind.name());
-            lines.write_histogram(&command.service, self.previous_at, length, Tag::new(&tag)).map_err(
-                |error| match error {
-                    IntervalLogWriterError::IoError(error) => error,
-                    IntervalLogWriterError::SerializeError(error) => io::Error::other(error),
-                },
-            )?;
+            self.log.line(&tag, self.previous_at, length, &command.service)?;
         }
-        self.out.flush()?;
+        self.log.flush()?;
         self.previous = now;
         self.previous_at = at;
         Ok(())

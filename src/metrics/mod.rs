@@ -28,7 +28,7 @@ mod table;
 
 pub use hgrm::{Curve, read_hgrm, write_hgrm};
 pub use histogram::new as histogram;
-pub use hlog::IntervalLog;
+pub use hlog::{HistogramLog, IntervalLog};
 pub use shard::ShardMetrics;
 pub use snapshot::{CommandMetrics, Snapshot, labels};
 pub use table::table;

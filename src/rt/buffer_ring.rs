@@ -30,6 +30,8 @@ pub(super) struct BufferRing {
     count: u16,
     size: usize,
     tail: Cell<u16>,
+    /// Buffers in a [`Received`].
+    held: Cell<usize>,
     /// Notified when a buffer comes back, for receives that found the ring empty (`ENOBUFS`).
     pub(super) returned: Event,
 }
@@ -48,7 +50,15 @@ impl BufferRing {
         // SAFETY: the entries stay mapped for ever.
         unsafe { submitter.register_buf_ring_with_flags(entries.as_ptr().addr() as u64, count, GROUP, 0) }
             .map_err(|error| caps::explain(error, "the ring of receive buffers"))?;
-        let this = Self { entries, memory, count, size, tail: Cell::new(0), returned: Event::new() };
+        let this = Self {
+            entries,
+            memory,
+            count,
+            size,
+            tail: Cell::new(0),
+            held: Cell::new(0),
+            returned: Event::new(),
+        };
         for id in 0..count {
             this.provide(id);
         }
@@ -80,7 +90,13 @@ impl BufferRing {
         unsafe { self.memory.add(usize::from(id) * self.size) }
     }
 
+    /// Whether somebody holds a buffer, so that one will come back.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.get() > 0
+    }
+
     fn put_back(&self, id: u16) {
+        self.held.set(self.held.get() - 1);
         self.provide(id);
         self.returned.notify();
     }
@@ -98,6 +114,7 @@ impl Received {
     pub(super) fn from_completion(shard: &Shard, completion: Completion) -> Option<Self> {
         let id = cqueue::buffer_select(completion.flags)?;
         let length = usize::try_from(completion.result).unwrap_or(0);
+        shard.receive_buffers.held.set(shard.receive_buffers.held.get() + 1);
         Some(Self { id, start: shard.receive_buffers.address(id), length })
     }
 }

@@ -114,6 +114,11 @@ impl Gather {
         self.blobs.push(bytes);
     }
 
+    /// Takes back the buffer that was appended or held last, so that it can be sent again. Clear the gather then.
+    pub fn reclaim(&mut self) -> Option<Buffer> {
+        self.buffers.pop()
+    }
+
     /// Forgets what was gathered; its buffers go back to the pool.
     pub fn clear(&mut self) {
         self.scratch.clear();

@@ -165,9 +165,12 @@ impl Receiver {
             };
             match received(completion) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    // All buffers of the shard are out. One comes back as soon as its bytes are parsed.
-                    let returned = super::current();
-                    wait_for_buffer(&returned.receive_buffers.returned).await;
+                    // All buffers of the shard were out. Those that are held come back as soon as their bytes are parsed;
+                    // with none held they came back before this was looked at, and nothing would wake us.
+                    let shard = super::current();
+                    if shard.receive_buffers.is_held() {
+                        wait_for_buffer(&shard.receive_buffers.returned).await;
+                    }
                 }
                 Err(error) if is_retried(&error) || error.raw_os_error() == Some(libc::ECANCELED) => {}
                 other => return other,

@@ -10,9 +10,9 @@ use crate::wait::until;
 use crate::wire::{Address, Wire};
 
 /// Another server on a unix socket, killed when dropped.
-struct Peer {
+pub(crate) struct Peer {
     child: Child,
-    address: Address,
+    pub(crate) address: Address,
     _scratch: Scratch,
 }
 
@@ -39,7 +39,7 @@ impl Peer {
         Self { child, address, _scratch: scratch }
     }
 
-    fn qemu() -> Self {
+    pub(crate) fn qemu() -> Self {
         let words = [
             "--persistent",
             "--shared=0",

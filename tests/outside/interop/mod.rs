@@ -1,5 +1,6 @@
-//! Other people's programs against our server. Each needs its peer; a missing one fails its test.
+//! Other people's programs against our server, and our load generator against theirs. Each needs its peer; a missing one fails its test.
 
+mod bench;
 mod devices;
 mod fio;
 mod libnbd;
