@@ -57,6 +57,8 @@ impl Child {
             // A group of its own: ctrl-C on the terminal is the rig's to pass on, in order.
             .process_group(0)
             .current_dir(home)
+            // What a program says last is quoted; it shall not be a frame of a stack.
+            .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null())
             .stdout(create("stdout")?)
             .stderr(create("stderr")?)

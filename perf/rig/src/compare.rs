@@ -81,9 +81,9 @@ impl Compare {
         let markdown = self.options.write(&results, "compare", "md", &text)?;
         println!("{}", report::summary(&results));
         println!("report   {}\nfigures  {}", markdown.display(), json.display());
-        let failed = results.samples.iter().filter(|sample| sample.failure.is_some()).count();
-        if failed > 0 {
-            bail!("{failed} of {} samples failed; the report says how", results.samples.len());
+        match results.missing() {
+            0 => {}
+            missing => bail!("{missing} measurements could not be made; the report says why"),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -173,7 +173,8 @@ fn table(results: &Results, cell: &Cell) -> String {
             continue;
         }
         if let Some((why, times)) = results.failures(cell, server.name) {
-            remark(&format!("**failed** {times} times of {}: {why}", results.settings.rounds));
+            let tries = if times == 1 { "try" } else { "tries" };
+            remark(&format!("**failed** in {times} {tries}: {why}"));
         }
         if samples.is_empty() {
             continue;
@@ -284,7 +285,7 @@ pub(crate) mod tests {
             "| 4k random read, 32 in flight, unix | 1.75x (nbdkit) | 0.29x (nbdkit) | 0.58x (nbdkit) | 0.58x (nbdkit) \
              | 2.00x | 2.00x | 1 |",
             "| nbdkit | 95000 (90000\u{2013}100000) | 389 (369\u{2013}410) |",
-            "floor: **failed** 1 times of 2: did not start: no such file",
+            "floor: **failed** in 1 try: did not start: no such file",
             "![4k random read, 32 in flight, unix](a.svg)",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -23,7 +23,7 @@ use crate::servers::{Place, Programs, Server};
 
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after its runtime a generator may end.
-const END_PATIENCE: Duration = Duration::from_secs(15);
+const END_PATIENCE: Duration = Duration::from_secs(10);
 const WARM_UP: Duration = Duration::from_millis(300);
 /// How often a server's threads are looked at while it works.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -55,7 +55,7 @@ impl Run<'_> {
                     for attempt in 1..=1 + self.settings.repeats {
                         let sample = self.sample(cell, server, round, attempt, can)?;
                         report(cell, &sample);
-                        let again = sample.noisy;
+                        let again = sample.noisy || sample.failure.is_some();
                         samples.push(sample);
                         if !again {
                             break;

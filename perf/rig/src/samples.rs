@@ -50,7 +50,7 @@ pub(crate) struct Sample {
     pub(crate) generator: Generator,
     pub(crate) server: &'static str,
     pub(crate) round: u32,
-    /// From 1; more than one where the first was noisy.
+    /// From 1; more than one where the first was noisy or failed.
     pub(crate) attempt: u32,
     pub(crate) noisy: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +126,18 @@ impl Results {
         let mut reasons = self.of(cell, server).filter_map(|sample| sample.failure.as_deref());
         let first = reasons.next()?;
         Some((first, 1 + reasons.count()))
+    }
+
+    /// How many rounds of all servers have no figures, though they should.
+    pub(crate) fn missing(&self) -> usize {
+        let mut missing = 0;
+        for cell in &self.cells {
+            let takes_part = |server: &&&Server| (server.cannot)(cell.workload).is_none();
+            for server in self.servers.iter().filter(takes_part) {
+                missing += self.settings.rounds as usize - self.rounds(cell, server.name).len();
+            }
+        }
+        missing
     }
 
     pub(crate) fn named(&self, kind: Kind) -> impl Iterator<Item = &'static Server> {
