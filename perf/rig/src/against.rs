@@ -39,9 +39,8 @@ impl Against {
         let results =
             self.options.measure(servers, session::cells(&[workload], &[Transport::Unix], false))?;
         let (text, met) = answer(&results)?;
-        let json = serde_json::to_string_pretty(&results)? + "\n";
-        let json = self.options.write(&results, "against-nbdkit", "json", &json)?;
-        let written = self.options.write(&results, "against-nbdkit", "txt", &text)?;
+        let json = self.options.write(&results, "against-nbdkit.json", &results.json()?)?;
+        let written = self.options.write(&results, "against-nbdkit.txt", &text)?;
         println!("{text}\nanswer   {}\nfigures  {}", written.display(), json.display());
         Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

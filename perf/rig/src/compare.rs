@@ -70,15 +70,13 @@ impl Compare {
                 [("latency", picture::latency(&results, cell)), ("cpu", picture::cpu(&results, cell))]
             {
                 let Some(svg) = drawn? else { continue };
-                let name = format!("{}-{name}", cell.name());
-                let path = self.options.write(&results, &name, "svg", &svg)?;
-                pictures.push((*cell, path.file_name().unwrap_or_default().to_string_lossy().into_owned()));
+                let name = format!("{}-{name}.svg", cell.name());
+                self.options.write(&results, &name, &svg)?;
+                pictures.push((*cell, name));
             }
         }
-        let json = serde_json::to_string_pretty(&results)? + "\n";
-        let json = self.options.write(&results, "compare", "json", &json)?;
-        let text = report::markdown(&results, &pictures);
-        let markdown = self.options.write(&results, "compare", "md", &text)?;
+        let json = self.options.write(&results, "compare.json", &results.json()?)?;
+        let markdown = self.options.write(&results, "compare.md", &report::markdown(&results, &pictures))?;
         println!("{}", report::summary(&results));
         println!("report   {}\nfigures  {}", markdown.display(), json.display());
         match results.missing() {

@@ -11,11 +11,15 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 
 use crate::samples::{Cell, Curve, Results, Sample};
+use crate::servers::SERVERS;
 use crate::statistics::{Measure, Spread};
 
 const SIZE: (u32, u32) = (1000, 600);
+/// Bars of one picture.
+const BARS_TOP: i32 = 90;
+const BARS_STEP: i32 = 46;
 
-/// Okabe and Ito's colours, told apart by colour-blind people too; dashed where they come round again.
+/// Okabe and Ito's colours, told apart by colour-blind people too; thin where they come round again.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -25,6 +29,12 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
 ];
+
+/// A server has one colour in all pictures: its row's.
+fn style(server: &str) -> ShapeStyle {
+    let row = SERVERS.iter().position(|row| row.name == server).unwrap_or(0);
+    COLOURS[row % COLOURS.len()].stroke_width(if row < COLOURS.len() { 3 } else { 1 })
+}
 
 /// A server's name with what is drawn for it.
 type Named<T> = (&'static str, T);
@@ -40,7 +50,7 @@ pub(crate) fn latency(results: &Results, cell: &Cell) -> anyhow::Result<Option<S
     if lines.is_empty() {
         return Ok(None);
     }
-    drawn(|root| draw_curves(root, &lines, &cell.title())).map(Some)
+    drawn(SIZE, |root| draw_curves(root, &lines, &cell.title())).map(Some)
 }
 
 /// CPU time of the server for each request; `None` where nothing was measured.
@@ -56,7 +66,9 @@ pub(crate) fn cpu(results: &Results, cell: &Cell) -> anyhow::Result<Option<Strin
     if bars.iter().all(|(_, spread)| spread.max <= 0.0) {
         return Ok(None);
     }
-    drawn(|root| draw_bars(root, &bars, &cell.title())).map(Some)
+    let rows = u32::try_from(bars.len())?;
+    let height = BARS_TOP.unsigned_abs() + rows * BARS_STEP.unsigned_abs();
+    drawn((SIZE.0, height), |root| draw_bars(root, &bars, &cell.title())).map(Some)
 }
 
 /// The round whose p99 is in the middle speaks for a server: percentiles of several rounds do not add up.
@@ -87,10 +99,11 @@ fn points(curve: &Curve) -> Vec<(f64, f64)> {
 }
 
 fn drawn(
+    size: (u32, u32),
     draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn Error>>,
 ) -> anyhow::Result<String> {
     let mut picture = String::new();
-    let root = SVGBackend::with_string(&mut picture, SIZE).into_drawing_area();
+    let root = SVGBackend::with_string(&mut picture, size).into_drawing_area();
     let result = root.fill(&WHITE).map_err(Box::from).and_then(|()| draw(&root));
     result.and_then(|()| Ok(root.present()?)).map_err(|error| anyhow!("cannot draw: {error}"))?;
     drop(root);
@@ -124,8 +137,8 @@ fn draw_curves(
         .y_desc("latency at the client")
         .y_label_formatter(&|us| time(*us))
         .draw()?;
-    for (number, (name, points)) in lines.iter().enumerate() {
-        let style = COLOURS[number % COLOURS.len()].stroke_width(if number < COLOURS.len() { 3 } else { 1 });
+    for (name, points) in lines {
+        let style = style(name);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), style))?
             .label(*name)
@@ -151,8 +164,6 @@ fn draw_bars(
 ) -> Result<(), Box<dyn Error>> {
     const LEFT: i32 = 220;
     const WIDTH: f64 = 600.0;
-    const TOP: i32 = 90;
-    const STEP: i32 = 46;
     let most = bars.iter().map(|(_, spread)| spread.max).fold(0.0, f64::max);
     #[allow(clippy::cast_possible_truncation)] // a pixel's place, between the limits
     let place = |us: f64| LEFT + (WIDTH * us / most).round() as i32;
@@ -161,7 +172,7 @@ fn draw_bars(
     let what = "server CPU time for each request, \u{b5}s: median, least and most";
     root.draw(&Text::new(what, (40, 52), font(17)))?;
     for (row, (name, spread)) in (0_i32..).zip(bars) {
-        let (top, colour) = (TOP + row * STEP, COLOURS[usize::try_from(row)? % COLOURS.len()]);
+        let (top, colour) = (BARS_TOP + row * BARS_STEP, style(name).color);
         let middle = top + 14;
         root.draw(&Text::new(*name, (40, top + 5), font(18)))?;
         root.draw(&Rectangle::new([(LEFT, top), (place(spread.median), top + 28)], colour.filled()))?;

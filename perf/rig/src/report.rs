@@ -190,9 +190,12 @@ fn table(results: &Results, cell: &Cell) -> String {
     text + &remarks
 }
 
-/// `12.5 (11.0–14.2)`
+/// `12.5 (11.0–14.2)`, or `12.5` of one round.
 fn spread(spread: Option<Spread>, digits: usize) -> String {
     let Some(Spread { median, min, max }) = spread else { return "-".to_owned() };
+    if min >= max {
+        return format!("{median:.digits$}");
+    }
     format!("{median:.digits$} ({min:.digits$}\u{2013}{max:.digits$})")
 }
 

@@ -90,6 +90,7 @@ pub(crate) struct Results {
     pub(crate) machine: Machine,
     pub(crate) settings: Settings,
     pub(crate) versions: Vec<Version>,
+    #[serde(skip)] // a line each, see json
     pub(crate) samples: Vec<Sample>,
     #[serde(skip)]
     pub(crate) servers: Vec<&'static Server>,
@@ -98,6 +99,19 @@ pub(crate) struct Results {
 }
 
 impl Results {
+    /// All of it, with a line for each sample: there are a thousand of them.
+    pub(crate) fn json(&self) -> serde_json::Result<String> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.truncate(text.trim_end_matches(['}', '\n']).len());
+        text.push_str(",\n  \"samples\": [\n");
+        for (number, sample) in self.samples.iter().enumerate() {
+            text.push_str(if number == 0 { "    " } else { ",\n    " });
+            text.push_str(&serde_json::to_string(sample)?);
+        }
+        text.push_str("\n  ]\n}\n");
+        Ok(text)
+    }
+
     fn of<'a>(&'a self, cell: &Cell, server: &str) -> impl Iterator<Item = &'a Sample> {
         let (cell, server) = (*cell, server.to_owned());
         self.samples.iter().filter(move |sample| {
@@ -142,5 +156,27 @@ impl Results {
 
     pub(crate) fn named(&self, kind: Kind) -> impl Iterator<Item = &'static Server> {
         self.servers.iter().copied().filter(move |server| server.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_figures_are_json_with_a_line_for_each_sample() {
+        let results = crate::report::tests::results();
+        let text = results.json().expect("serializable");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(value["samples"].as_array().map(Vec::len), Some(results.samples.len()));
+        assert_eq!(value["machine"]["kernel"], "6.18");
+        assert_eq!(value["samples"][0]["figures"]["read"]["p50_us"], 25.0);
+        assert_eq!(text.lines().filter(|line| line.contains("\"server\":\"nbdkit\"")).count(), 3);
+    }
+
+    #[test]
+    fn of_several_attempts_the_quietest_counts() {
+        let results = crate::report::tests::results();
+        let sample = results.round(&results.cells[0], "nbdkit", 1).expect("measured");
+        assert_eq!((sample.attempt, sample.noisy), (2, false));
+        assert_eq!(results.missing(), 1, "the floor failed once");
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", default_value = "perf/results")]
     results: PathBuf,
 
-    /// What the machine is called in the reports' names [default: its processors]
+    /// What the machine is called in the name of the report's directory [default: its processors]
     #[arg(long, value_name = "NAME")]
     label: Option<String>,
 
@@ -108,16 +108,11 @@ impl Options {
         })
     }
 
-    /// Writes `RESULTS/DATE-LABEL-NAME.EXTENSION`; its path.
-    pub(crate) fn write(
-        &self,
-        results: &Results,
-        name: &str,
-        extension: &str,
-        text: &str,
-    ) -> anyhow::Result<PathBuf> {
-        let path = self.results.join(format!("{}-{name}.{extension}", self.stem(results)));
-        let written = fs::create_dir_all(&self.results).and_then(|()| fs::write(&path, text));
+    /// Writes `RESULTS/DATE-LABEL/NAME`; its path.
+    pub(crate) fn write(&self, results: &Results, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let dir = self.results.join(self.stem(results));
+        let path = dir.join(name);
+        let written = fs::create_dir_all(&dir).and_then(|()| fs::write(&path, text));
         written.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
