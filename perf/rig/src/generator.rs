@@ -31,12 +31,20 @@ impl Abilities {
     }
 }
 
+/// What a load goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    Uri(&'a str),
+    /// The file itself, around the page cache, by fio's io_uring engine.
+    File(&'a str),
+}
+
 /// One run of a generator.
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
     pub(crate) generator: Generator,
     pub(crate) workload: &'a Workload,
-    pub(crate) uri: &'a str,
+    pub(crate) target: Target<'a>,
     pub(crate) runtime: Duration,
     /// Of the export.
     pub(crate) size: u64,
@@ -46,13 +54,21 @@ pub(crate) struct Load<'a> {
 impl Load<'_> {
     /// The words of a command that leaves its results in `home`.
     pub(crate) fn words(&self, ringnbd: &str, can: Abilities, home: &Path) -> anyhow::Result<Vec<String>> {
-        match self.generator {
-            Generator::Bench => self.bench(ringnbd, can, home),
-            Generator::Fio => Ok(self.fio(home)),
+        match (self.target, self.generator) {
+            (Target::Uri(uri), Generator::Bench) => self.bench(uri, ringnbd, can, home),
+            (Target::Uri(uri), Generator::Fio) => {
+                Ok(self.fio(&["--ioengine=nbd".to_owned(), format!("--uri={uri}")], home))
+            }
+            (Target::File(file), _) => {
+                let engine = ["--ioengine=io_uring", "--direct=1"].map(str::to_owned);
+                // A colon ends a name in fio's list of files.
+                let file = format!("--filename={}", file.replace(':', "\\:"));
+                Ok(self.fio(&[engine.as_slice(), &[file]].concat(), home))
+            }
         }
     }
 
-    fn bench(&self, ringnbd: &str, can: Abilities, home: &Path) -> anyhow::Result<Vec<String>> {
+    fn bench(&self, uri: &str, ringnbd: &str, can: Abilities, home: &Path) -> anyhow::Result<Vec<String>> {
         let workload = self.workload;
         let mut words: Vec<String> = [ringnbd, "bench", "--json", "--ramp", "0s"].map(str::to_owned).into();
         let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
@@ -72,16 +88,15 @@ impl Load<'_> {
         if can.hgrm {
             option("hgrm", home.join("latency.hgrm").display().to_string());
         }
-        words.push(self.uri.to_owned());
+        words.push(uri.to_owned());
         Ok(words)
     }
 
-    fn fio(&self, home: &Path) -> Vec<String> {
+    fn fio(&self, target: &[String], home: &Path) -> Vec<String> {
         let workload = self.workload;
         let mut words: Vec<String> = [
             "fio",
             "--name=rig",
-            "--ioengine=nbd",
             "--thread",
             "--group_reporting",
             "--time_based",
@@ -92,9 +107,9 @@ impl Load<'_> {
         ]
         .map(str::to_owned)
         .into();
+        words.extend_from_slice(target);
         let mut option = |name: &str, value: String| words.push(format!("--{name}={value}"));
         option("output", home.join("stdout").display().to_string());
-        option("uri", self.uri.to_owned());
         option("rw", workload.rw.to_owned());
         option("bs", workload.bs.to_owned());
         option("iodepth", workload.iodepth.to_string());
@@ -113,9 +128,9 @@ impl Load<'_> {
     /// What the run came to, from what it left in `home`.
     pub(crate) fn figures(&self, home: &Path) -> anyhow::Result<ClientFigures> {
         let json = std::fs::read_to_string(home.join("stdout")).context("the generator left no report")?;
-        match self.generator {
-            Generator::Bench => figures::of_bench(&json),
-            Generator::Fio => figures::of_fio(&json),
+        match (self.target, self.generator) {
+            (Target::Uri(_), Generator::Bench) => figures::of_bench(&json),
+            _ => figures::of_fio(&json),
         }
     }
 }

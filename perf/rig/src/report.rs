@@ -76,7 +76,7 @@ fn circumstances(results: &Results) -> String {
 
 fn won_and_lost(results: &Results) -> String {
     let mut text = String::from("| workload |");
-    let floor = [Measure::ServerCpu, Measure::P50];
+    let floor = [Measure::Iops, Measure::ServerCpu, Measure::P50];
     let groups = [
         (Kind::Peer, Measure::ALL.as_slice(), "best peer"),
         (Kind::Baseline, &[Measure::Iops, Measure::ServerCpu, Measure::P99], "tokio-uring"),
@@ -286,7 +286,7 @@ pub(crate) mod tests {
             "| commit | abcdef0 |",
             "| noisy samples | 2 of 9 (foreign load above 10 % of a processor) |",
             "| 4k random read, 32 in flight, unix | 1.75x (nbdkit) | 0.29x (nbdkit) | 0.58x (nbdkit) | 0.58x (nbdkit) \
-             | 2.00x | 2.00x | 1 |",
+             | 0.50x | 2.00x | 2.00x | 1 |",
             "| nbdkit | 95000 (90000\u{2013}100000) | 389 (369\u{2013}410) |",
             "floor: **failed** in 1 try: did not start: no such file",
             "![4k random read, 32 in flight, unix](a.svg)",

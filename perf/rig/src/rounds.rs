@@ -13,7 +13,7 @@ use crate::address::{Address, Transport};
 use crate::child::{self, Child, Ended};
 use crate::disk::Disk;
 use crate::figures::{Figures, float};
-use crate::generator::{Abilities, Generator, Load};
+use crate::generator::{Abilities, Generator, Load, Target};
 use crate::hgrm;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::machine::Machine;
@@ -109,8 +109,26 @@ impl Run<'_> {
         round: u32,
         can: Abilities,
     ) -> anyhow::Result<(Figures, Noise, Option<Curve>)> {
+        // What an earlier sample left when it failed shall not be taken for this one's.
+        child::sweep();
         let home = self.disk.fresh_dir("server")?;
         let file = self.disk.prepare(cell.workload.writes(), self.interrupt)?;
+        let load = |generator, target, runtime| Load {
+            generator,
+            workload: cell.workload,
+            target,
+            runtime,
+            size: self.disk.size(),
+            // The same in all of a round, so that all servers get the same requests.
+            seed: round,
+        };
+        let runtime = Duration::from_secs(self.settings.seconds.into());
+        let Some(words) = server.words else {
+            let (mut figures, noise, curve) =
+                self.drive(&load(cell.generator, Target::File(&file), runtime), can, None)?;
+            figures.server_cpu_us = std::mem::take(&mut figures.client_cpu_us);
+            return Ok((figures, noise, curve));
+        };
         let address = match cell.transport {
             Transport::Unix => Address::Unix(home.join("socket").display().to_string()),
             Transport::Tcp => Address::Tcp(Address::free_port()?),
@@ -122,24 +140,12 @@ impl Run<'_> {
             direct: cell.workload.direct,
             scratch: &home,
         };
-        let mut process = self.start(&(server.words)(&place)?, &address, &home)?;
+        let mut process = self.start(&words(&place)?, &address, &home)?;
         let uri = address.uri(server.export);
-        let load = |generator, runtime| Load {
-            generator,
-            workload: cell.workload,
-            uri: &uri,
-            runtime,
-            size: self.disk.size(),
-            // The same in all of a round, so that all servers get the same requests.
-            seed: round,
-        };
-        self.drive(&load(Generator::Bench, WARM_UP), can, None).context("warming up")?;
-        let runtime = Duration::from_secs(self.settings.seconds.into());
-        let result = self.drive(&load(cell.generator, runtime), can, Some(process.id()))?;
-        let stopped = process.stop();
-        drop(process);
-        child::sweep();
-        if !stopped {
+        let uri = Target::Uri(&uri);
+        self.drive(&load(Generator::Bench, uri, WARM_UP), can, None).context("warming up")?;
+        let result = self.drive(&load(cell.generator, uri, runtime), can, Some(process.id()))?;
+        if !process.stop() {
             bail!("did not end when asked to");
         }
         Ok(result)
@@ -178,7 +184,11 @@ impl Run<'_> {
         let words = load.words(&self.programs.ringnbd, can, &home)?;
         let mut watch = server.map(Watch::start);
         let before = Moment::now(server)?;
-        let mut client = Child::start(&words, self.machine.client_core, &self.programs.rig, &home)?;
+        let core = match load.target {
+            Target::Uri(_) => self.machine.client_core,
+            Target::File(_) => self.machine.server_core,
+        };
+        let mut client = Child::start(&words, core, &self.programs.rig, &home)?;
         let deadline = before.at + load.runtime + END_PATIENCE;
         let status = loop {
             match client.wait(deadline.min(Instant::now() + LOOK_EVERY), self.interrupt)? {

@@ -20,13 +20,16 @@ pub(crate) struct Server {
     pub(crate) what: &'static str,
     /// The words that print its version; none for what is built here.
     pub(crate) version: &'static [&'static str],
-    /// The words that serve `place.file` at `place.address` in the foreground, from the server's core.
-    pub(crate) words: fn(&Place<'_>) -> anyhow::Result<Vec<String>>,
+    /// The words that serve `place.file` at `place.address`; none where fio reads the file without a server.
+    pub(crate) words: Option<Words>,
     /// The name of the export that it then has.
     pub(crate) export: &'static str,
     /// Why it can not take part in a workload.
     pub(crate) cannot: fn(&Workload) -> Option<&'static str>,
 }
+
+/// The words of a command line.
+pub(crate) type Words = fn(&Place<'_>) -> anyhow::Result<Vec<String>>;
 
 /// What a server is to the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -68,7 +71,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Subject,
         what: "this project, one shard",
         version: &[],
-        words: ringnbd,
+        words: Some(ringnbd),
         export: "",
         cannot: nothing,
     },
@@ -77,7 +80,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "nbdkit's file plugin, its default of 16 threads for each connection",
         version: &["nbdkit", "--version"],
-        words: |place| nbdkit(place, &[]),
+        words: Some(|place| nbdkit(place, &[])),
         export: "",
         cannot: direct,
     },
@@ -86,7 +89,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "nbdkit's file plugin, one thread for each connection (-t 1)",
         version: &["nbdkit", "--version"],
-        words: |place| nbdkit(place, &["-t", "1"]),
+        words: Some(|place| nbdkit(place, &["-t", "1"])),
         export: "",
         cannot: direct,
     },
@@ -95,7 +98,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "qemu-nbd, cache=writeback, aio=threads (cache=none where the workload is direct)",
         version: &["qemu-nbd", "--version"],
-        words: |place| qemu_nbd(place, cache(place), "threads"),
+        words: Some(|place| qemu_nbd(place, cache(place), "threads")),
         export: "",
         cannot: nothing,
     },
@@ -104,7 +107,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "qemu-nbd, cache=none, aio=native: always around the page cache",
         version: &["qemu-nbd", "--version"],
-        words: |place| qemu_nbd(place, "none", "native"),
+        words: Some(|place| qemu_nbd(place, "none", "native")),
         export: "",
         cannot: nothing,
     },
@@ -113,7 +116,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "qemu-nbd, cache=writeback, aio=io_uring (cache=none where the workload is direct)",
         version: &["qemu-nbd", "--version"],
-        words: |place| qemu_nbd(place, cache(place), "io_uring"),
+        words: Some(|place| qemu_nbd(place, cache(place), "io_uring")),
         export: "",
         cannot: nothing,
     },
@@ -122,7 +125,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "qemu-storage-daemon, an iothread, aio=io_uring (cache.direct=on where the workload is direct)",
         version: &["qemu-storage-daemon", "--version"],
-        words: qemu_storage_daemon,
+        words: Some(qemu_storage_daemon),
         export: "disk",
         cannot: nothing,
     },
@@ -131,7 +134,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Peer,
         what: "nbd-server, a process for each connection, flush and fua on",
         version: &["nbd-server", "-V"],
-        words: nbd_server,
+        words: Some(nbd_server),
         export: "disk",
         cannot: direct,
     },
@@ -140,7 +143,7 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Baseline,
         what: "perf/tokio-uring-baseline: the same idea on a ready-made runtime, replies coalesced",
         version: &[],
-        words: tokio_uring,
+        words: Some(tokio_uring),
         export: "",
         cannot: direct,
     },
@@ -149,9 +152,18 @@ pub(crate) const SERVERS: &[Server] = &[
         kind: Kind::Floor,
         what: "no server: cached pread or pwrite of the blocks and one send for what has arrived",
         version: &[],
-        words: floor,
+        words: Some(floor),
         export: "",
         cannot: |workload| workload.direct.then_some("reads one block after the other"),
+    },
+    Server {
+        name: "fio-on-file",
+        kind: Kind::Floor,
+        what: "no server: fio's io_uring engine on the file itself, from the server's processor",
+        version: &["fio", "--version"],
+        words: None,
+        export: "",
+        cannot: |workload| (!workload.direct).then_some("is the floor of what goes around the page cache"),
     },
 ];
 

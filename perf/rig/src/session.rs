@@ -78,12 +78,14 @@ impl Options {
         };
         let run = Run { programs, machine, settings, servers, cells, disk, interrupt: &interrupt };
         let (mut done, all) = (0, run.samples_expected());
-        let samples = run.measure(|cell, sample| {
+        let measured = run.measure(|cell, sample| {
             done += usize::from(sample.attempt == 1);
             eprintln!("{done:4}/{all} {:38} {}", cell.name(), line(sample));
-        })?;
+        });
+        child::sweep();
+        let samples = measured?;
         Ok(Results {
-            date: said(&["date", "--utc", "+%Y-%m-%d-%H%M"]).context("there is no date")?,
+            date: said(&["date", "--utc", "+%Y-%m-%d-%H%M%S"]).context("there is no date")?,
             commit: said(&["git", "describe", "--always", "--dirty"]).unwrap_or_else(|| "unknown".to_owned()),
             versions: versions(&run.servers),
             machine: run.machine,
