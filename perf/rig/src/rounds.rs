@@ -4,7 +4,7 @@
 //! load that counts, then stop. What is read of the processes is read just before and just after that load.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -300,13 +300,11 @@ fn last_words(home: &Path) -> String {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
 }
 
-/// Latency by percentile, where the generator left it; of reads where there are several.
+/// Latency by percentile, where the generator left it: of several commands reads, else writes.
 fn curve(home: &Path) -> anyhow::Result<Option<Curve>> {
-    let entries = fs::read_dir(home)?.flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "hgrm")).collect();
-    files.sort();
-    files.first().map(|path| hgrm::parse(&fs::read_to_string(path)?)).transpose()
+    let path = |command: &str| home.join(format!("latency{command}.hgrm"));
+    let found = ["", ".read", ".write"].map(path).into_iter().find(|path| path.exists());
+    found.map(|path| hgrm::parse(&fs::read_to_string(path)?)).transpose()
 }
 
 #[cfg(test)]
