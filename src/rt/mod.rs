@@ -202,8 +202,13 @@ impl Shard {
         let pool = buffer::Pool::new(config.payload_memory_max, config.registered_memory).map_err(other)?;
         if let Some(iovec) = pool.arena_iovec() {
             // SAFETY: the arena stays mapped for ever (buffer.rs, invariants).
-            unsafe { submitter.register_buffers(&[iovec]) }
-                .map_err(|error| caps::explain(error, "memory registered for direct I/O"))?;
+            unsafe { submitter.register_buffers(&[iovec]) }.map_err(|error| {
+                let mebibytes = config.registered_memory >> 20;
+                caps::explain(
+                    error,
+                    &format!("memory registered for direct I/O ({mebibytes} MiB for each shard)"),
+                )
+            })?;
         }
         let receive_buffers =
             buffer_ring::BufferRing::register(&ring, config.receive_buffers, config.receive_buffer_size)?;
