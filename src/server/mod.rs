@@ -35,6 +35,8 @@ mod negotiate;
 mod receive;
 mod send;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::rc::Rc;
