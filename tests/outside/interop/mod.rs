@@ -5,3 +5,4 @@ mod fio;
 mod libnbd;
 mod python;
 mod qemu;
+mod relay;
