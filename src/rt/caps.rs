@@ -71,6 +71,16 @@ pub enum Unsupported {
         /// The limit in bytes.
         limit: u64,
     },
+    /// Descriptors are limited too tightly; a ring's table of files must fit the limit too.
+    #[error(
+        "{what} does not fit RLIMIT_NOFILE ({limit} descriptors); raise it with `ulimit -n` or systemd's LimitNOFILE="
+    )]
+    Descriptors {
+        /// What was to be made.
+        what: String,
+        /// The limit, a number of descriptors.
+        limit: u64,
+    },
     /// Anything else.
     #[error("io_uring cannot be set up: {0}")]
     Other(io::Error),
@@ -129,8 +139,15 @@ fn in_words(error: io::Error, what: &str, disabled: &str, limit: Option<u64>) ->
         (Some(libc::ENOSYS | libc::EPERM), _) => Unsupported::Absent { kernel: kernel_release() },
         (Some(libc::EINVAL), _) => Unsupported::Old { kernel: kernel_release() },
         (Some(libc::ENOMEM), Some(limit)) => Unsupported::MemoryLock { what: what.to_owned(), limit },
+        (Some(libc::EMFILE), _) => {
+            Unsupported::Descriptors { what: what.to_owned(), limit: descriptors_max() }
+        }
         _ => Unsupported::Other(error),
     }
+}
+
+fn descriptors_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn kernel_release() -> String {
@@ -193,6 +210,7 @@ mod tests {
     #[test]
     fn errors_of_setup_name_the_way_out() {
         let table = [
+            (libc::EMFILE, "0", None, "raise it with `ulimit -n`"),
             (libc::EINVAL, "0", None, "needs 6.1 or newer"),
             (
                 libc::ENOMEM,

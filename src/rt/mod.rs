@@ -56,7 +56,7 @@ mod waker;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
-pub use file::File;
+pub use file::{FILES_MAX, File};
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
 
@@ -198,7 +198,9 @@ impl Shard {
         let other = caps::Unsupported::Other;
         let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
-        submitter.register_files_sparse(file::FILES_MAX).map_err(other)?;
+        submitter
+            .register_files_sparse(FILES_MAX)
+            .map_err(|error| caps::explain(error, "a ring's table of files"))?;
         let pool = buffer::Pool::new(config.payload_memory_max, config.registered_memory).map_err(other)?;
         if let Some(iovec) = pool.arena_iovec() {
             // SAFETY: the arena stays mapped for ever (buffer.rs, invariants).
@@ -221,7 +223,7 @@ impl Shard {
             ring: RefCell::new(ring),
             pool,
             receive_buffers,
-            file_slots: RefCell::new((0..file::FILES_MAX).rev().collect()),
+            file_slots: RefCell::new((0..FILES_MAX).rev().collect()),
             questions: sync::Semaphore::new(QUESTIONS_MAX),
             remote,
             faults: config.faults.map(fault::Faults::new),

@@ -37,6 +37,43 @@ fn too_little_lockable_memory_is_told_with_the_way_out() {
     with_locked_memory(8 << 10, "memory:1M").ok();
 }
 
+/// Runs a shell command in a server that starts with these soft and hard limits of descriptors.
+fn with_descriptors(limits: &str, connections: &str, command: &str) -> Outcome {
+    let limit = format!("--nofile={limits}");
+    let listen = ["serve", "--listen", "127.0.0.1:0", "--max-connections", connections];
+    let words = [&limit, program()].into_iter().chain(listen);
+    run("prlimit", words.chain(["--run", command, "memory:1M"]))
+}
+
+/// 1024 connections are the default, and so are 1024 descriptors.
+#[test]
+fn the_soft_limit_of_descriptors_makes_room_for_the_connections() {
+    let crowd = r#"/usr/bin/python3 -c '
+import os, resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+crowd = [socket.create_connection(("127.0.0.1", int(os.environ["port"]))) for _ in range(500)]
+for client in crowd:
+    client.settimeout(20)
+    assert len(client.recv(18)) == 18
+print("all are greeted")
+'"#;
+    let outcome = with_descriptors("128:4096", "600", crowd);
+    assert!(!outcome.stderr.contains("RLIMIT_NOFILE"), "{}", outcome.stderr);
+    assert_eq!(outcome.ok().trim(), "all are greeted");
+    let short = with_descriptors("128:1100", "1000", "true");
+    for hint in ["RLIMIT_NOFILE allows 1100", "1000 connections", "--max-connections", "LimitNOFILE="] {
+        assert!(short.stderr.contains(hint), "{hint:?} is not in: {}", short.stderr);
+    }
+    short.ok();
+    let hopeless = with_descriptors("128:700", "10", "true");
+    assert_eq!(hopeless.code, Some(1), "{}", hopeless.stderr);
+    assert!(
+        hopeless.stderr.contains("table of files does not fit RLIMIT_NOFILE (700"),
+        "{}",
+        hopeless.stderr
+    );
+}
+
 /// Listens on the paths and becomes the server, as systemd would start it for a service with several sockets.
 const ACTIVATE: &str = r#"
 import os, socket, sys
