@@ -46,7 +46,9 @@ impl ShardMetrics {
 
     /// A copy of everything so far: about 100 KiB for each command in use on each export.
     pub fn snapshot(&self) -> Snapshot {
-        self.totals.clone()
+        let mut copy = self.totals.clone();
+        copy.exports.iter_mut().flatten().flatten().for_each(|command| command.settle());
+        copy
     }
 
     #[inline]

@@ -3,7 +3,8 @@
 use hdrhistogram::Histogram;
 use smallvec::SmallVec;
 
-use super::{CommandKind, Counter, Sample, histogram};
+use super::histogram::{self, Run};
+use super::{CommandKind, Counter, Sample};
 
 /// One command on one export.
 #[derive(Clone, Debug)]
@@ -22,6 +23,9 @@ pub struct CommandMetrics {
     pub in_flight: u64,
     /// Wire errno and how often it was the answer. The wire knows eight, so this stays inline.
     errors: SmallVec<[(u32, u64); 8]>,
+    service_run: Run,
+    backend_run: Run,
+    queued_run: Run,
 }
 
 impl CommandMetrics {
@@ -34,6 +38,9 @@ impl CommandMetrics {
             bytes: 0,
             in_flight: 0,
             errors: SmallVec::new(),
+            service_run: Run::default(),
+            backend_run: Run::default(),
+            queued_run: Run::default(),
         })
     }
 
@@ -43,12 +50,19 @@ impl CommandMetrics {
         self.in_flight -= 1;
         self.requests += 1;
         self.bytes = self.bytes.saturating_add(sample.bytes);
-        self.service.saturating_record(sample.service_ns);
-        self.backend.saturating_record(sample.backend_ns);
-        self.queued.saturating_record(sample.queued_ns);
+        self.service_run.record(sample.service_ns, &mut self.service);
+        self.backend_run.record(sample.backend_ns, &mut self.backend);
+        self.queued_run.record(sample.queued_ns, &mut self.queued);
         if sample.errno != 0 {
             self.add_errors(sample.errno, 1);
         }
+    }
+
+    /// Enters what is held back into the histograms; until then they must not be read.
+    pub(super) fn settle(&mut self) {
+        self.service_run.settle(&mut self.service);
+        self.backend_run.settle(&mut self.backend);
+        self.queued_run.settle(&mut self.queued);
     }
 
     /// Each wire errno that was answered, with its count.
@@ -232,6 +246,22 @@ mod tests {
         assert_eq!((read.requests, read.errors_total()), (1, 1));
         assert!((990_000..=1_010_000).contains(&read.service.min()), "{}", read.service.min());
         assert_eq!(interval.counter(Counter::ConnectionsOpened), 0);
+    }
+
+    #[test]
+    fn equal_durations_in_a_row_all_count() {
+        let mut shard = ShardMetrics::new(1);
+        for service_ns in [10_000, 10_000, 10_000, 20_000, 10_000, 10_000] {
+            record(&mut shard, service_ns, 0);
+        }
+        // A copy in the middle of a row neither loses nor repeats what the row holds.
+        for (more, count) in [(0, 6), (1, 7)] {
+            (0..more).for_each(|_| record(&mut shard, 10_000, 0));
+            let copy = shard.snapshot();
+            let read = copy.command(0, CommandKind::Read).expect("was used");
+            assert_eq!((read.service.len(), read.backend.len(), read.queued.len()), (count, count, count));
+            assert_eq!(read.service.count_at(20_000), 1);
+        }
     }
 
     #[test]

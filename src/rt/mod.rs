@@ -292,6 +292,8 @@ impl Shard {
     fn wind_up(&self) {
         self.remote.close();
         self.tasks.clear();
+        // A letter to another shard may be among what was pushed last.
+        self.ring.borrow().enter(0);
         let keys: Vec<u64> = self.ops.borrow().keys().collect();
         for key in keys {
             self.cancel(key);

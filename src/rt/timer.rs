@@ -23,6 +23,11 @@ pub async fn sleep(duration: Duration) {
     op.await;
 }
 
+/// Asks the kernel for nothing: what a turn of the loop costs by itself (`benches/runtime.rs`).
+pub async fn nop() {
+    super::with(|shard| Op::submit(shard, opcode::Nop::new().build(), ())).await;
+}
+
 /// Runs `future`, but for no longer than `duration`.
 ///
 /// # Errors
