@@ -120,6 +120,25 @@ fn an_inherited_descriptor_that_does_not_listen_is_named() {
     assert!(refused.stderr.contains("descriptor 3 is not a listening"), "{}", refused.stderr);
 }
 
+/// systemd's Type=notify: ready when clients can come, stopping when they should not.
+#[test]
+fn a_service_manager_is_told_of_the_beginning_and_the_end() {
+    let scratch = Scratch::new();
+    let path = scratch.path("notify");
+    let manager = UnixDatagram::bind(&path).expect("bind");
+    let mut command = Command::new(program());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--run", "nbdinfo --size \"$uri\"", "memory:1M"]);
+    command.env("NOTIFY_SOCKET", &path);
+    outcome(command).ok();
+    manager.set_nonblocking(true).expect("set_nonblocking");
+    let mut told = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(length) = manager.recv(&mut buffer) {
+        told.push(String::from_utf8_lossy(&buffer[..length]).trim().to_owned());
+    }
+    assert_eq!(told, ["READY=1", "STOPPING=1"]);
+}
+
 /// Runs the server where /run holds nothing but, if there is one, the journal's socket.
 fn with_journal(socket: Option<&Path>) -> Outcome {
     let script = r#"
