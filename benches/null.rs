@@ -14,6 +14,7 @@ use ringnbd::backend::ExportSpec;
 use ringnbd::metrics::{CommandKind, Sample, ShardMetrics};
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Request};
+use ringnbd::rt::Poll;
 use ringnbd::server::{Config, Limits, Server};
 
 const DEPTH: usize = 32;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         listeners: Listen::Unix(path.clone()).bind(16).expect("a socket to listen on"),
         shards: Some(1),
         pin: false,
+        poll: Poll::Never,
         oldstyle: true,
         limits: Limits::default(),
     };

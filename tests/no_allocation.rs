@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringnbd::backend::ExportSpec;
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, Request};
+use ringnbd::rt::Poll;
 use ringnbd::server::{Config, Limits, Server};
 
 struct Counting;
@@ -100,6 +101,7 @@ fn reads_writes_and_flushes_allocate_nothing_after_warm_up() {
         listeners: Listen::Unix(path.clone()).bind(16).unwrap(),
         shards: Some(1),
         pin: false,
+        poll: Poll::Never,
         oldstyle: false,
         limits: Limits::default(),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::{log, report::Report, start, value, value::AutoOr, watch};
+use super::{log, report::Report, start, value, value::AutoOr, value::When, watch};
 use crate::backend::ExportSpec;
 use crate::net::listen::Listen;
 
@@ -84,6 +84,12 @@ pub(super) struct Serve {
     /// Let the kernel move the shards' threads between processors
     #[arg(long, help_heading = "Limits")]
     pub(super) no_pin: bool,
+
+    /// Look for work up to 50 us before each sleep: saves the wake-up at low depth, costs processor time
+    ///
+    /// auto looks while at least half of the looks find something, and hardly ever when they do not.
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Limits")]
+    pub(super) poll: When,
 
     /// Connections at a time; more are turned away
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]

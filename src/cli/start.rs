@@ -42,6 +42,7 @@ pub(super) fn start(
         listeners,
         shards: serve.shards.0,
         pin: !serve.no_pin,
+        poll: serve.poll.into(),
         oldstyle: serve.oldstyle,
         limits: Limits {
             connections_max: serve.max_connections,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::server::Poll;
+
 /// `auto`, or how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AutoOr(pub(super) Option<usize>);
@@ -14,6 +16,24 @@ pub(super) fn auto_or_count(text: &str) -> Result<AutoOr, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be auto or a number from 1".to_owned()),
         Ok(count) => Ok(AutoOr(Some(count))),
+    }
+}
+
+/// A thing done where it pays, always or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<When> for Poll {
+    fn from(when: When) -> Self {
+        match when {
+            When::Auto => Self::Auto,
+            When::Always => Self::Always,
+            When::Never => Self::Never,
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `ring` | the io_uring itself |
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
+//! | `poll` | looking before sleeping |
 //! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
 //! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
 //! | [`sync`] | waiting for each other on one thread |
@@ -44,6 +45,7 @@ pub mod file;
 pub mod gather;
 pub mod net;
 mod op;
+mod poll;
 mod remote;
 mod ring;
 pub mod sync;
@@ -57,6 +59,7 @@ pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
 pub use file::{FILES_MAX, File};
+pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
 
@@ -85,6 +88,8 @@ pub struct Config {
     pub receive_buffer_size: usize,
     /// How other threads wake this shard.
     pub doorbell: Doorbell,
+    /// Whether to look for completions before sleeping.
+    pub poll: Poll,
     /// Faults to inject; `None` outside of tests.
     pub faults: Option<fault::Plan>,
 }
@@ -99,6 +104,7 @@ impl Default for Config {
             receive_buffers: 64,
             receive_buffer_size: 64 << 10,
             doorbell: Doorbell::Eventfd,
+            poll: Poll::Never,
             faults: None,
         }
     }
@@ -115,6 +121,7 @@ pub(crate) struct Shard {
     file_slots: RefCell<Vec<u32>>,
     questions: sync::Semaphore,
     remote: Remote,
+    poller: RefCell<poll::Poller>,
     faults: Option<fault::Faults>,
     started: Instant,
     now: Cell<u64>,
@@ -226,6 +233,7 @@ impl Shard {
             file_slots: RefCell::new((0..FILES_MAX).rev().collect()),
             questions: sync::Semaphore::new(QUESTIONS_MAX),
             remote,
+            poller: RefCell::new(poll::Poller::new(config.poll)),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
             now: Cell::new(0),
@@ -243,11 +251,44 @@ impl Shard {
             if let Some(output) = finished() {
                 return output;
             }
-            let want = usize::from(!self.tasks.has_ready());
-            self.ring.borrow().enter(want);
-            self.now.set(self.clock_ns());
+            self.enter();
             self.reap(&mut reaped);
         }
+    }
+
+    /// Submits, and waits if there is nothing else to do.
+    fn enter(&self) {
+        let mut ring = self.ring.borrow_mut();
+        let mut poller = self.poller.borrow_mut();
+        if self.tasks.has_ready() {
+            ring.enter(0);
+        } else if poller.polls() {
+            // What is submitted here often completes at once, and then there is nothing to wait for.
+            if ring.pushed() > 0 {
+                ring.enter(0);
+            }
+            if !ring.has_arrived() {
+                let start = Instant::now();
+                let paid = ring.look_for(poll::POLL_MAX);
+                poller.polled(paid);
+                if !paid {
+                    ring.enter(1);
+                    poller.slept(start.elapsed());
+                }
+            }
+            if ring.has_work() {
+                ring.enter(0);
+            }
+        } else {
+            // The time that a large submission takes is no wait.
+            let measured = poller.learns() && ring.pushed() <= poll::SUBMISSION_SMALL;
+            let start = measured.then(Instant::now);
+            ring.enter(1);
+            if let Some(start) = start {
+                poller.slept(start.elapsed());
+            }
+        }
+        self.now.set(self.clock_ns());
     }
 
     /// Enters all completions that are there into the op table. Wakers only mark tasks ready.

@@ -5,6 +5,7 @@
 //! bad SQE does not hold back the rest of a batch.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, squeue};
 
@@ -63,6 +64,33 @@ impl Ring {
             Err(error) if is_transient(&error) => {}
             Err(error) => panic!("io_uring_enter failed: {error}"),
         }
+    }
+
+    /// SQEs queued and not yet submitted.
+    pub(super) fn pushed(&mut self) -> usize {
+        self.uring.submission().len()
+    }
+
+    /// Whether the kernel holds back completions until it is entered (`IORING_SQ_TASKRUN`).
+    pub(super) fn has_work(&mut self) -> bool {
+        self.uring.submission().taskrun()
+    }
+
+    /// Whether there are completions, or will be on entering.
+    pub(super) fn has_arrived(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.has_work()
+    }
+
+    /// Looks for completions without entering the kernel, for as long as `look_max`. Whether there are any.
+    pub(super) fn look_for(&mut self, look_max: Duration) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < look_max {
+            if self.has_arrived() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.has_arrived()
     }
 
     /// Moves completions that are there into `into`, up to its spare capacity. Returns whether there were any.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::backend::ExportSpec;
 use crate::net::listen::Listener;
+use crate::rt::Poll;
 
 /// What to serve, where and how.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Config {
     pub shards: Option<usize>,
     /// Keep each shard on its processor.
     pub pin: bool,
+    /// Whether a shard looks for work before it sleeps.
+    pub poll: Poll,
     /// Greet in the oldstyle; needs exactly one export.
     pub oldstyle: bool,
     /// Limits.

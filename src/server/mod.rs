@@ -44,6 +44,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
+pub use crate::rt::Poll;
 pub use config::{Config, Limits};
 
 use crate::backend::OpenError;
@@ -164,6 +165,7 @@ impl Server {
                 payload_memory_max: config.limits.payload_memory_max,
                 registered_memory: if direct { REGISTERED_MEMORY } else { 0 },
                 doorbell: Doorbell::choose(&server.capabilities),
+                poll: config.poll,
                 ..rt::Config::default()
             };
             let seed = Seed {

@@ -6,6 +6,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{Config, Limits, Server};
 use crate::backend::ExportSpec;
+use crate::rt::Poll;
 
 const VICTIM: &str = "RINGNBD_TEST_SHARD_PANICS";
 
@@ -35,6 +36,7 @@ fn panic_on_a_shard() {
         listeners: Vec::new(),
         shards: Some(2),
         pin: false,
+        poll: Poll::default(),
         oldstyle: false,
         limits: Limits::default(),
     })
