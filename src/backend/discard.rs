@@ -62,7 +62,13 @@ impl File {
     /// or all of it. With `fast_only`, ENOTSUP comes before anything is changed.
     pub(super) async fn zero_offloaded(&self, offset: u64, length: u64, how: Zero) -> Result<Rest, Failure> {
         let all: Rest = smallvec![(offset, length)];
-        let Some(range) = self.whole_blocks(offset, length) else { return Ok(all) };
+        let slow =
+            || Failure::new(libc::EOPNOTSUPP, "zeroing this range would be no faster than writing zeroes");
+        let range = self.whole_blocks(offset, length);
+        if how.fast_only && range.as_ref().is_none_or(|range| range.end - range.start < length) {
+            return Err(slow()); // edges inside a block would be written
+        }
+        let Some(range) = range else { return Ok(all) };
         let known = &self.disk.known;
         known.remove(offset, length);
         let zeroed = self.zero_range(range.clone(), how).await;
@@ -73,10 +79,7 @@ impl File {
                 let edges = [(offset, from - offset), (to, offset + length - to)];
                 Ok(edges.into_iter().filter(|&(_, length)| length > 0).collect())
             }
-            Ok(false) if how.fast_only => Err(Failure::new(
-                libc::EOPNOTSUPP,
-                "zeroing this range would be no faster than writing zeroes",
-            )),
+            Ok(false) if how.fast_only => Err(slow()),
             Ok(false) => Ok(all),
             Err(cause) => Err(Failure::of("zero", &cause)),
         }

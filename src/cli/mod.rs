@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   main --> serve ----> start      options into a running server, its sockets and its pid file
+//!        |     |           '------> descriptors   room for as many as the connections need
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
 //!        |                 '------> report   the table, .hgrm files and the interval log
 //!        |-> bench                  load on a server, latency by percentile
@@ -14,6 +15,7 @@
 
 mod bench;
 mod completions;
+mod descriptors;
 mod log;
 mod man;
 mod pid_file;

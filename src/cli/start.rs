@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Context;
 use sd_notify::NotifyState;
 
+use super::descriptors;
 use super::pid_file::PidFile;
 use super::report::Report;
 use super::run::{self, Environment};
@@ -25,6 +26,7 @@ pub(super) fn start(
     report: &mut Report,
     verbose: bool,
 ) -> anyhow::Result<Running> {
+    descriptors::make_room(serve.max_connections, serve.exports.len());
     let listeners = listeners(&serve.listen)?;
     for export in &mut serve.exports {
         export.options.readonly |= serve.read_only;

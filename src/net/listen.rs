@@ -21,6 +21,8 @@ pub const PORT: u16 = 10809;
 /// vsock's "any" context id (`VMADDR_CID_ANY`) and the one that means this machine (`VMADDR_CID_LOCAL`).
 const VSOCK_ANY: u32 = u32::MAX;
 const VSOCK_LOCAL: u32 = 1;
+/// vsock's way to let the kernel choose a port (`VMADDR_PORT_ANY`); there, 0 is a port like others.
+const VSOCK_PORT_ANY: u32 = u32::MAX;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +36,11 @@ pub enum Listen {
     },
     /// `unix:PATH`.
     Unix(PathBuf),
-    /// `vsock:CID:PORT`; the CID `any` is every address of the machine.
+    /// `vsock:CID:PORT`; the CID `any` is every address of the machine, port 0 any free port.
     Vsock {
         /// Context id.
         cid: u32,
-        /// Port; vsock's are 32 bits.
+        /// Port; vsock's are 32 bits. 0 until bound, if the kernel may choose.
         port: u32,
     },
 }
@@ -134,7 +136,8 @@ impl Listen {
             Self::Tcp { host, port } => bind_tcp(host, *port, backlog).map_err(|source| self.refused(source)),
             Self::Unix(path) => bind_unix(path, backlog).map(|listener| vec![listener]),
             Self::Vsock { cid, port } => {
-                let listener = listen(Domain::VSOCK, &SockAddr::vsock(*cid, *port), backlog, None);
+                let port = if *port == 0 { VSOCK_PORT_ANY } else { *port };
+                let listener = listen(Domain::VSOCK, &SockAddr::vsock(*cid, port), backlog, None);
                 listener.map(|listener| vec![listener]).map_err(|source| self.refused(source))
             }
         }
@@ -414,6 +417,14 @@ mod tests {
         assert!(matches!(&listeners[..], [Listener { bound: Listen::Tcp { port: 1.., .. }, .. }]));
         let error = listeners[0].bound.bind(8).expect_err("the port is taken");
         assert!(error.to_string().contains("another server listens there"), "{error}");
+        let listeners = Listen::parse("vsock:any:0").expect("parses").bind(8).expect("binds");
+        assert!(
+            matches!(
+                &listeners[..],
+                [Listener { bound: Listen::Vsock { port: 1024..=0xffff_fffe, .. }, .. }]
+            ),
+            "{listeners:?}"
+        );
     }
 
     #[test]

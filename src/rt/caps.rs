@@ -67,8 +67,18 @@ pub enum Unsupported {
     )]
     MemoryLock {
         /// What was to be locked.
-        what: &'static str,
+        what: String,
         /// The limit in bytes.
+        limit: u64,
+    },
+    /// Descriptors are limited too tightly; a ring's table of files must fit the limit too.
+    #[error(
+        "{what} does not fit RLIMIT_NOFILE ({limit} descriptors); raise it with `ulimit -n` or systemd's LimitNOFILE="
+    )]
+    Descriptors {
+        /// What was to be made.
+        what: String,
+        /// The limit, a number of descriptors.
         limit: u64,
     },
     /// Anything else.
@@ -115,17 +125,29 @@ impl fmt::Display for Capabilities {
 }
 
 /// Puts the error of a ring set-up or registration into words.
-pub(super) fn explain(error: io::Error, what: &'static str) -> Unsupported {
+pub(super) fn explain(error: io::Error, what: &str) -> Unsupported {
     let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    match error.raw_os_error() {
-        Some(libc::EPERM) if !matches!(disabled.trim(), "" | "0") => {
-            Unsupported::Disabled { value: disabled.trim().to_owned() }
+    in_words(error, what, disabled.trim(), memory_lock_max())
+}
+
+/// `disabled` is the sysctl, empty where there is none; `limit` is `None` where nothing limits locked memory.
+fn in_words(error: io::Error, what: &str, disabled: &str, limit: Option<u64>) -> Unsupported {
+    match (error.raw_os_error(), limit) {
+        (Some(libc::EPERM), _) if !matches!(disabled, "" | "0") => {
+            Unsupported::Disabled { value: disabled.to_owned() }
         }
-        Some(libc::ENOSYS | libc::EPERM) => Unsupported::Absent { kernel: kernel_release() },
-        Some(libc::EINVAL) => Unsupported::Old { kernel: kernel_release() },
-        Some(libc::ENOMEM) => Unsupported::MemoryLock { what, limit: memory_lock_max().unwrap_or_default() },
+        (Some(libc::ENOSYS | libc::EPERM), _) => Unsupported::Absent { kernel: kernel_release() },
+        (Some(libc::EINVAL), _) => Unsupported::Old { kernel: kernel_release() },
+        (Some(libc::ENOMEM), Some(limit)) => Unsupported::MemoryLock { what: what.to_owned(), limit },
+        (Some(libc::EMFILE), _) => {
+            Unsupported::Descriptors { what: what.to_owned(), limit: descriptors_max() }
+        }
         _ => Unsupported::Other(error),
     }
+}
+
+fn descriptors_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn kernel_release() -> String {
@@ -187,10 +209,31 @@ mod tests {
 
     #[test]
     fn errors_of_setup_name_the_way_out() {
-        let text = explain(io::Error::from_raw_os_error(libc::EINVAL), "a ring").to_string();
-        assert!(text.contains("6.1"), "{text}");
-        let text = explain(io::Error::from_raw_os_error(libc::ENOMEM), "a ring").to_string();
-        assert!(text.contains("ulimit -l"), "{text}");
+        let table = [
+            (libc::EMFILE, "0", None, "raise it with `ulimit -n`"),
+            (libc::EINVAL, "0", None, "needs 6.1 or newer"),
+            (
+                libc::ENOMEM,
+                "0",
+                Some(65_536),
+                "a ring does not fit RLIMIT_MEMLOCK (65536 bytes); raise it with `ulimit -l`",
+            ),
+            (libc::ENOMEM, "0", None, "Cannot allocate memory"),
+            (
+                libc::EPERM,
+                "2",
+                None,
+                "io_uring_disabled is 2; set it with `sysctl kernel.io_uring_disabled=0`",
+            ),
+            (libc::EPERM, "1", None, "in the group kernel.io_uring_group"),
+            (libc::EPERM, "0", None, "seccomp profile"),
+            (libc::EPERM, "", None, "seccomp profile"),
+            (libc::ENOSYS, "", None, "use Linux 6.1 or newer"),
+        ];
+        for (errno, disabled, limit, hint) in table {
+            let text = in_words(io::Error::from_raw_os_error(errno), "a ring", disabled, limit).to_string();
+            assert!(text.contains(hint), "{errno}, {disabled:?}: {hint:?} is not in: {text}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::op::{Completion, Op};
 use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
-pub(super) const FILES_MAX: u32 = 1024;
+pub const FILES_MAX: u32 = 1024;
 
 /// The largest single transfer: the kernel's own limit is `INT_MAX` rounded to a page.
 const TRANSFER_MAX: usize = 1 << 30;

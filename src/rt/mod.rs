@@ -59,7 +59,7 @@ mod writer;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
-pub use file::{File, Writes};
+pub use file::{FILES_MAX, File, Writes};
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
@@ -208,12 +208,19 @@ impl Shard {
         let other = caps::Unsupported::Other;
         let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
-        submitter.register_files_sparse(file::FILES_MAX).map_err(other)?;
+        submitter
+            .register_files_sparse(FILES_MAX)
+            .map_err(|error| caps::explain(error, "a ring's table of files"))?;
         let pool = buffer::Pool::new(config.payload_memory_max, config.registered_memory).map_err(other)?;
         if let Some(iovec) = pool.arena_iovec() {
             // SAFETY: the arena stays mapped for ever (buffer.rs, invariants).
-            unsafe { submitter.register_buffers(&[iovec]) }
-                .map_err(|error| caps::explain(error, "memory registered for direct I/O"))?;
+            unsafe { submitter.register_buffers(&[iovec]) }.map_err(|error| {
+                let mebibytes = config.registered_memory >> 20;
+                caps::explain(
+                    error,
+                    &format!("memory registered for direct I/O ({mebibytes} MiB for each shard)"),
+                )
+            })?;
         }
         let receive_buffers =
             buffer_ring::BufferRing::register(&ring, config.receive_buffers, config.receive_buffer_size)?;
@@ -226,7 +233,7 @@ impl Shard {
             ring: RefCell::new(ring),
             pool,
             receive_buffers,
-            file_slots: RefCell::new((0..file::FILES_MAX).rev().collect()),
+            file_slots: RefCell::new((0..FILES_MAX).rev().collect()),
             questions: sync::Semaphore::new(QUESTIONS_MAX),
             remote,
             poller: RefCell::new(poll::Poller::new(config.poll)),

@@ -35,6 +35,8 @@ mod negotiate;
 mod receive;
 mod send;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::rc::Rc;
@@ -55,6 +57,9 @@ use shard::{Phase, ShardState, with_state};
 
 /// Payload memory that is registered with the ring where an export uses direct I/O.
 const REGISTERED_MEMORY: usize = 16 << 20;
+
+/// The least RLIMIT_NOFILE with which a server starts: the kernel holds a shard's table of files to it.
+pub const DESCRIPTORS_MIN: u32 = rt::FILES_MAX;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]

@@ -38,7 +38,7 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
         if !shard.is_serving() {
             handshake.drain();
         }
-        let step = match advance(shard, &mut handshake, inbox, &mut out) {
+        let step = match advance(shard, link, &mut handshake, inbox, &mut out) {
             Ok(step) => step,
             Err(violation) => {
                 shard.count(Counter::ProtocolViolations);
@@ -92,6 +92,7 @@ enum Next {
 /// Runs the machine until it wants bytes, or has said enough to be sent.
 fn advance(
     shard: &ShardState,
+    link: &Link,
     handshake: &mut Handshake,
     inbox: &mut Inbox,
     out: &mut Vec<u8>,
@@ -107,7 +108,14 @@ fn advance(
                 Step::Receive => break,
                 // The oldstyle greeting has no names: whatever the only export is called, it is meant.
                 Step::Find { .. } if shard.oldstyle => handshake.found(shard.table.only(), out)?,
-                Step::Find { name } => handshake.found(shard.table.find(&name), out)?,
+                Step::Find { name } => {
+                    let export = shard.table.find(&name);
+                    if export.is_none() {
+                        // The only trace of a client that asks by EXPORT_NAME, which has no error reply.
+                        tracing::debug!("{}: asked for an export that is not here, {name:?}", link.peer);
+                    }
+                    handshake.found(export, out)?
+                }
                 Step::List => handshake.listed(&shard.table.listings(), out),
                 Step::Transmit(session) => return Ok(Next::Session(session)),
                 Step::Close => return Ok(Next::Close),

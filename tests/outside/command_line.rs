@@ -148,6 +148,8 @@ fn help_version_completions_and_manual() {
         "--exit-with-parent",
         "--hdr-log",
         "--hdr-interval",
+        "--hgrm",
+        "--stats",
         "--log-format",
         "--verbose",
         "--quiet",
@@ -179,6 +181,37 @@ fn json_logs_are_json() {
     let log = server.dir.path().join("log");
     assert!(!server.log().is_empty());
     run("jq", ["-e".as_ref(), ".".as_ref(), log.as_os_str()]).ok();
+}
+
+/// What is measured is there at exit: a table for people, percentiles for each command, and a picture of them.
+#[test]
+fn latencies_are_left_behind_at_exit() {
+    let scratch = Scratch::new();
+    let dir = scratch.path("latency");
+    let mut server =
+        Server::start(["--stats".as_ref(), "--hgrm".as_ref(), dir.as_os_str(), "disk=memory:1M".as_ref()]);
+    let mut client = Haggle::new(&server.address).go("disk");
+    for index in 0..100 {
+        client.read(index * 4096, 4096);
+    }
+    client.call(&Request::new(READ, MIB, 1)).refused(crate::client::EINVAL, "past the end");
+    drop(client);
+    server.stop();
+    let log = server.log();
+    let table = log
+        .lines()
+        .find(|line| line.starts_with("disk") && line.contains("read") && line.contains("service"));
+    let columns: Vec<_> = table.unwrap_or_else(|| panic!("no table: {log}")).split_whitespace().collect();
+    assert_eq!(columns[..4], ["disk", "read", "service", "101"], "{log}");
+    let read = dir.join("disk.read.hgrm");
+    let percentiles = fs::read_to_string(&read).expect("percentiles of the reads");
+    assert!(percentiles.contains("TotalCount") && percentiles.contains("1.000000000000"), "{percentiles}");
+    let count = percentiles.lines().find(|line| line.contains("1.000000000000")).expect("the last line");
+    assert_eq!(count.split_whitespace().nth(2), Some("101"), "{percentiles}");
+    assert!(!dir.join("disk.write.hgrm").exists(), "nothing was written");
+    let picture = scratch.path("latency.svg");
+    run(program(), ["plot".as_ref(), read.as_os_str(), "--output".as_ref(), picture.as_os_str()]).ok();
+    assert!(fs::read_to_string(&picture).expect("a picture").contains("<svg"));
 }
 
 /// The log of histograms is read back with the ecosystem's own reader.

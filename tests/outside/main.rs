@@ -1,11 +1,11 @@
 //! The server seen from outside: a `ringnbd` process, sockets, bytes and other people's programs.
 //!
 //! ```text
-//!   conformance  hostile  drain  limits  command_line     interop
-//!        |          |       |      |          |              |
-//!        '----------'-- client, haggle, wire -'           program
-//!                           |                                |
-//!                         server (the process and its guard), scratch, wait
+//!   conformance  hostile  connections  drain  limits  command_line  surroundings  interop
+//!        |          |          |         |      |          |             |           |
+//!        '----------'---- client, haggle, wire -'----------'             '--- program'
+//!                                |                                             |
+//!                              server (the process and its guard), scratch, wait
 //! ```
 //!
 //! Nothing here uses the crate's own protocol code: the bytes are written by hand, so that one misreading of the
@@ -15,6 +15,7 @@
 mod client;
 mod command_line;
 mod conformance;
+mod connections;
 mod drain;
 mod haggle;
 mod hostile;
@@ -23,6 +24,7 @@ mod limits;
 mod program;
 mod scratch;
 mod server;
+mod surroundings;
 mod wait;
 mod wire;
 mod witness;

@@ -117,28 +117,30 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A file system in memory that is soon full.
-pub(crate) struct SmallDisk {
+/// A file system in memory.
+pub(crate) struct Ramdisk {
     dir: PathBuf,
     _scratch: Scratch,
 }
 
-impl SmallDisk {
-    pub(crate) fn new(size: u64) -> Self {
+impl Ramdisk {
+    /// One that is soon full.
+    pub(crate) fn small(size: u64) -> Self {
+        Self::mount("tmpfs", &format!("size={size}"))
+    }
+
+    /// One without `fallocate`: it can neither punch holes nor zero ranges.
+    pub(crate) fn plain() -> Self {
+        Self::mount("ramfs", "mode=755")
+    }
+
+    fn mount(kind: &str, option: &str) -> Self {
         let scratch = Scratch::new();
-        let dir = scratch.path("small");
+        let dir = scratch.path("ram");
         fs::create_dir(&dir).expect("create a mount point");
-        let size = format!("size={size}");
         run(
             "mount",
-            [
-                "-t".as_ref(),
-                "tmpfs".as_ref(),
-                "-o".as_ref(),
-                size.as_ref(),
-                "tmpfs".as_ref(),
-                dir.as_os_str(),
-            ],
+            ["-t".as_ref(), kind.as_ref(), "-o".as_ref(), option.as_ref(), kind.as_ref(), dir.as_os_str()],
         )
         .ok();
         Self { dir, _scratch: scratch }
@@ -149,7 +151,7 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for Ramdisk {
     fn drop(&mut self) {
         run("umount", [self.dir.as_os_str()]);
     }

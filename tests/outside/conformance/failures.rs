@@ -3,7 +3,7 @@
 use crate::client::{
     Chunk, DIALECTS, Dialect, EINVAL, EIO, ENOSPC, FLUSH, FUA, READ, Request, TRIM, WRITE_ZEROES,
 };
-use crate::scratch::{LoopDevice, MIB, SmallDisk, pattern, random};
+use crate::scratch::{LoopDevice, MIB, Ramdisk, pattern, random};
 use crate::server::Server;
 
 /// A backend that fails now and then, in every dialect: each failure is a whole reply, each success is true, and what
@@ -116,7 +116,7 @@ fn late_requests_are_overtaken_and_all_are_answered() {
 /// The kernel tells of a lost write once. Whoever flushes after that must hear it too, or it believes a lie.
 #[test]
 fn a_failed_flush_is_told_to_everyone_who_flushes_afterwards() {
-    let disk = SmallDisk::new(4 * MIB);
+    let disk = Ramdisk::small(4 * MIB);
     let device = LoopDevice::over(disk.sparse("backing", 64 * MIB));
     let server = Server::start([&device.path]);
     let mut writer = server.client(Dialect::Structured);
@@ -137,7 +137,7 @@ fn a_failed_flush_is_told_to_everyone_who_flushes_afterwards() {
 
 #[test]
 fn a_full_disk_is_enospc() {
-    let disk = SmallDisk::new(8 * MIB);
+    let disk = Ramdisk::small(8 * MIB);
     let server = Server::start([disk.sparse("disk", 64 * MIB)]);
     let mut client = server.client(Dialect::Structured);
     client.call(&Request::write(0, vec![1; 16 << 20])).refused(ENOSPC, "16 MiB on a disk of 8");

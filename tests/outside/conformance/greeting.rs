@@ -3,6 +3,7 @@
 use crate::client::{Client, DF, Dialect, READ, Request};
 use crate::haggle::{EXPORT_NAME, FIXED, Haggle, NO_ZEROES, STRUCTURED_REPLY, enter, export_query, option};
 use crate::server::Server;
+use crate::wait::until;
 use crate::wire::{Wire, u16_at, u64_at};
 
 #[test]
@@ -63,12 +64,14 @@ fn export_name_after_structured_replies_offers_df() {
 
 #[test]
 fn export_name_of_an_unknown_export_closes() {
-    let server = Server::start(["disk=memory:1M"]);
+    let server = Server::start(["-v", "disk=memory:1M"]);
     for name in ["", "dis", "disk2", "disk\0", "\u{fffd}", &"x".repeat(4096), &"x".repeat(5000)] {
         let mut haggle = Haggle::new(&server.address);
         haggle.wire.send(option(EXPORT_NAME, name.as_bytes()));
         haggle.wire.expect_close(&format!("unknown name of {} bytes", name.len()));
     }
+    // There is no reply that could say why; the operator can find out.
+    until("the log says what was asked for", || server.log().contains("that is not here, \"disk2\""));
 }
 
 #[test]

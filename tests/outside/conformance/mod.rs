@@ -13,3 +13,4 @@ mod refusals;
 mod sparse;
 mod status;
 mod transmission;
+mod zeroes;

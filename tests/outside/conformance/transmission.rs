@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::client::{
-    BLOCK_STATUS, CACHE, DF, DIALECTS, DISC, Dialect, FAST_ZERO, FLUSH, FUA, NO_HOLE, READ, Request, TRIM,
-    WRITE, WRITE_ZEROES,
+    BLOCK_STATUS, CACHE, DF, DIALECTS, DISC, Dialect, FLUSH, FUA, NO_HOLE, READ, Request, TRIM, WRITE,
+    WRITE_ZEROES,
 };
 use crate::scratch::{Scratch, pattern};
 use crate::server::Server;
@@ -38,20 +38,6 @@ fn every_command_succeeds_in_every_dialect() {
         assert_eq!(after[..4096], bytes[..4096], "TRIM keeps what is before");
         assert_eq!(after[4096 + 65536..], bytes[4096 + 65536..], "TRIM keeps what is after");
         client.disconnect();
-    }
-}
-
-#[test]
-fn fast_zero_succeeds_or_says_notsup_and_changes_nothing() {
-    let server = Server::start(["memory:1M"]);
-    let mut client = server.client(Dialect::Structured);
-    let bytes = pattern(1, 65536);
-    client.write(0, &bytes);
-    let reply = client.call(&Request::new(WRITE_ZEROES, 0, 65536).flags(FAST_ZERO));
-    match reply.errno {
-        0 => assert_eq!(client.read(0, 65536), vec![0; 65536]),
-        crate::client::ENOTSUP => assert_eq!(client.read(0, 65536), bytes),
-        other => panic!("FAST_ZERO: errno {other}: {}", reply.text),
     }
 }
 

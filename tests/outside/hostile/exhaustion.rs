@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::Bystander;
-use crate::client::{DIALECTS, Dialect, READ, Request};
+use crate::client::{DIALECTS, READ, Request};
 use crate::scratch::{Scratch, pattern};
 use crate::server::Server;
 use crate::wait::{readable, until};
@@ -84,20 +84,4 @@ fn idle_connections_cost_no_processor_time() {
     readable(idle[0].wire.as_fd(), Duration::from_secs(2));
     let burnt = ticks(&server) - before;
     assert!(burnt < 10, "{burnt} ticks of processor time in two seconds of silence");
-}
-
-/// A peer that vanished without a word is noticed in the end: the kernel asks after it.
-#[test]
-fn tcp_connections_are_kept_alive() {
-    let server = Server::tcp(["memory:1M"]);
-    let client = server.client(Dialect::Simple);
-    let crate::wire::Address::Tcp(address) = server.address else { panic!("TCP") };
-    // man 5 proc, /proc/net/tcp: local address, ..., timer. 02 is the keepalive timer.
-    let port = format!(":{:04X} ", address.port());
-    until("the server's side has a keepalive timer", || {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("read /proc/net/tcp");
-        let mut lines = table.lines().filter(|line| line[..25].contains(&port));
-        lines.any(|line| line.split_whitespace().nth(5).is_some_and(|timer| timer.starts_with("02:")))
-    });
-    drop(client);
 }

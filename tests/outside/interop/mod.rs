@@ -6,3 +6,4 @@ mod fio;
 mod libnbd;
 mod python;
 mod qemu;
+mod relay;

@@ -126,3 +126,14 @@ fn qemu_sees_read_only_and_missing_exports() {
     let out = run("qemu-img", ["info", &server.uri("nosuch")]);
     assert!(!out.success && out.stderr.contains("nosuch"), "the server's sentence is shown: {}", out.stderr);
 }
+
+/// QEMU's client still speaks the protocol of before 2011.
+#[test]
+fn qemu_speaks_oldstyle_with_us() {
+    let server = Server::start(["--oldstyle", "disk=memory:16M"]);
+    qemu_io(&server, &["write -P 3 1M 100k", "read -P 3 1M 100k", "flush", "read -P 0 2M 64k"]);
+    let info = run("qemu-img", ["info", "-f", "raw", &server.uri("")]).ok();
+    assert!(info.contains("virtual size: 16 MiB"), "{info}");
+    let named = run("qemu-img", ["info", "-f", "raw", &server.uri("disk")]);
+    assert!(!named.success, "the old greeting has no names, and the client says so: {}", named.stdout);
+}
