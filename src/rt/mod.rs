@@ -32,6 +32,7 @@ use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue};
@@ -124,6 +125,8 @@ pub(crate) struct Shard {
     questions: sync::Semaphore,
     remote: Remote,
     poller: RefCell<poll::Poller>,
+    /// Tasks that let others have their turn first.
+    yielded: RefCell<Vec<Waker>>,
     writers: writer::Writers,
     faults: Option<fault::Faults>,
     started: Instant,
@@ -179,6 +182,20 @@ where
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     with(|shard| shard.tasks.spawn(future));
+}
+
+/// Lets the operations submitted so far run, and whatever they make ready, before the caller goes on.
+pub async fn next_turn() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if yielded {
+            return std::task::Poll::Ready(());
+        }
+        yielded = true;
+        with(|shard| shard.yielded.borrow_mut().push(context.waker().clone()));
+        std::task::Poll::Pending
+    })
+    .await;
 }
 
 /// Nanoseconds on the shard's monotonic clock when the loop last came back from the kernel: free of charge, and the time
@@ -237,6 +254,7 @@ impl Shard {
             questions: sync::Semaphore::new(QUESTIONS_MAX),
             remote,
             poller: RefCell::new(poll::Poller::new(config.poll)),
+            yielded: RefCell::new(Vec::new()),
             writers: writer::Writers::new(),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
@@ -247,10 +265,13 @@ impl Shard {
     /// The loop.
     fn turn_until<T>(&self, mut finished: impl FnMut() -> Option<T>) -> T {
         let mut reaped = Vec::with_capacity(256);
+        let mut patient = Vec::new();
         loop {
-            let mut rounds = 0;
-            while self.tasks.run_round() && rounds < ROUNDS_MAX {
-                rounds += 1;
+            std::mem::swap(&mut *self.yielded.borrow_mut(), &mut patient);
+            self.run_rounds();
+            if !patient.is_empty() {
+                patient.drain(..).for_each(Waker::wake);
+                self.run_rounds();
             }
             if let Some(output) = finished() {
                 return output;
@@ -260,12 +281,26 @@ impl Shard {
         }
     }
 
+    fn run_rounds(&self) {
+        let mut rounds = 0;
+        while self.tasks.run_round() && rounds < ROUNDS_MAX {
+            rounds += 1;
+        }
+    }
+
+    /// Whether there is something to do without waiting for the kernel.
+    fn has_ready(&self) -> bool {
+        self.tasks.has_ready() || !self.yielded.borrow().is_empty()
+    }
+
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
         self.writers.hand_over(&self.remote);
         let mut ring = self.ring.borrow_mut();
         let mut poller = self.poller.borrow_mut();
-        if self.tasks.has_ready() {
+        let ready = self.has_ready();
+        let waits = !ready && ring.pushed() == 0;
+        if ready {
             ring.enter(0);
         } else if poller.polls() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
@@ -293,12 +328,16 @@ impl Shard {
                 poller.slept(start.elapsed());
             }
         }
+        if waits {
+            poller.waited();
+        }
         self.now.set(self.clock_ns());
     }
 
     /// Enters all completions that are there into the op table. Wakers only mark tasks ready.
     fn reap(&self, reaped: &mut Vec<cqueue::Entry>) {
         while self.ring.borrow_mut().reap(reaped) {
+            self.poller.borrow_mut().reaped(reaped.len());
             for cqe in reaped.drain(..) {
                 self.complete(&cqe);
             }

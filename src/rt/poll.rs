@@ -31,6 +31,8 @@ pub enum Poll {
 pub(super) const POLL_MAX: Duration = Duration::from_micros(50);
 /// Most SQEs whose submission is taken as part of a wait.
 pub(super) const SUBMISSION_SMALL: usize = 4;
+/// Completions since the last wait above which the next is not worth a look: so many share the price of a wake-up.
+const SHARED_BY: usize = 16;
 /// A sleep shorter than this would have been saved by polling.
 const SHORT_WAIT: Duration = Duration::from_micros(125);
 /// A sleep longer than this ends a burst.
@@ -51,6 +53,8 @@ pub(super) struct Poller {
     cooldown: u32,
     /// What `cooldown` starts from after the next trial that fails.
     cooldown_next: u32,
+    /// Completions since the last wait.
+    completed: usize,
 }
 
 impl Poller {
@@ -68,8 +72,18 @@ impl Poller {
         match self.mode {
             Poll::Always => true,
             Poll::Never => false,
-            Poll::Auto => self.polling,
+            Poll::Auto => self.polling && self.completed <= SHARED_BY,
         }
+    }
+
+    /// So many completions were reaped.
+    pub(super) fn reaped(&mut self, count: usize) {
+        self.completed += count;
+    }
+
+    /// There was nothing to do until something arrived.
+    pub(super) fn waited(&mut self) {
+        self.completed = 0;
     }
 
     /// The look found something, or did not.

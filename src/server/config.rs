@@ -58,6 +58,12 @@ pub struct Limits {
     pub sparse_read_min: u32,
     /// Runs of data and holes in one read; what lies beyond them is read as data.
     pub sparse_runs_max: usize,
+    /// Requests of one connection that are started before those of others, and the replies, have their turn. Keeps
+    /// client and server at work at the same time: with whole batches of 32 each slept while the other worked
+    /// (146k IOPS; 4, 6, 8, 16: 241k, 238k, 247k, 215k, with the least server CPU per request at 8).
+    pub requests_per_turn: usize,
+    /// The same in bytes asked for.
+    pub bytes_per_turn: u64,
     /// Replies in one gathered send: more would put a single client in lockstep with the server.
     pub replies_per_send: usize,
     /// Bytes after which a gathered send takes no further reply.
@@ -84,6 +90,8 @@ impl Default for Limits {
             extents_max: 8192,
             sparse_read_min: 32 << 10,
             sparse_runs_max: 64,
+            requests_per_turn: 8,
+            bytes_per_turn: 256 << 10,
             replies_per_send: 64,
             bytes_per_send: 1 << 20,
             keepalive: Duration::from_secs(60),

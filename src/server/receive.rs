@@ -33,11 +33,15 @@ pub(super) enum End {
 /// Reads requests until there is a reason to stop.
 pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
     let header_length = if conn.session.dialect == Dialect::Extended { 32 } else { 28 };
+    let (mut started, mut bytes) = (0, 0);
     loop {
         let (request, length) = match conn.session.decode(inbox.bytes()) {
             Ok(Some(decoded)) => decoded,
             Ok(None) => match more(conn, inbox, header_length).await {
-                Ok(()) => continue,
+                Ok(()) => {
+                    (started, bytes) = (0, 0);
+                    continue;
+                }
                 Err(end) => return end,
             },
             Err(violation) => {
@@ -49,6 +53,12 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
         inbox.consume(length);
         if let Err(end) = take(conn, inbox, request).await {
             return end;
+        }
+        started += 1;
+        bytes += request.length;
+        if started >= conn.shard.limits.requests_per_turn || bytes >= conn.shard.limits.bytes_per_turn {
+            (started, bytes) = (0, 0);
+            rt::next_turn().await;
         }
     }
 }
