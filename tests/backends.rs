@@ -109,7 +109,7 @@ fn files_agree_with_the_model() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("file");
     exercise_stored(&path, "", 0..ODD, ODD, &mut random);
-    for writes in ["ring", "thread", "inline"] {
+    for writes in ["ring", "thread", "inline", "adaptive"] {
         exercise_stored(&path, &format!(",writes={writes}"), 0..ODD, ODD, &mut random);
     }
     exercise_stored(&path, ",writethrough=on", 0..4096, 4096, &mut random);

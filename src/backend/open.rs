@@ -169,9 +169,9 @@ impl Found {
             // Memory has nothing to wait for.
             (None, Kind::Memory) => Writes::Inline,
             // Buffered writes to devices wait, whatever is behind them.
-            (None, Kind::Block { .. }) => Writes::Thread,
+            (None, Kind::Block { .. }) => Writes::Adaptive,
             (None, Kind::Regular) if !options.readonly && writes_wait_beside(Path::new(&label)) => {
-                Writes::Thread
+                Writes::Adaptive
             }
             (None, Kind::Regular) => Writes::Ring,
         };

@@ -80,7 +80,7 @@ pub struct ExportOptions {
     pub lock: bool,
     /// Every write is durable before its reply, `writethrough=on`.
     pub writethrough: bool,
-    /// Who carries out buffered writes, `writes=ring|thread|inline`; found out when it is opened if `None`, `writes=auto`.
+    /// Who carries out buffered writes, `writes=ring|thread|inline|adaptive`; found out when it is opened if `None`, `writes=auto`.
     pub writes: Option<Writes>,
     /// Leave the export out of lists, `hidden=on`; it can still be opened by name.
     pub hidden: bool,
@@ -140,7 +140,7 @@ pub enum SpecError {
     OptionBare { key: String, example: &'static str },
     #[error("option `{key}` cannot be `{value}`: write on or off")]
     OptionSwitch { key: String, value: String },
-    #[error("option `writes` cannot be `{value}`: write auto, ring, thread or inline")]
+    #[error("option `writes` cannot be `{value}`: write auto, ring, thread, inline or adaptive")]
     OptionWrites { value: String },
     #[error("option `{key}` makes no sense for `{backend}`, which has no file or device behind it")]
     OptionUseless { key: &'static str, backend: &'static str },
@@ -307,6 +307,7 @@ impl ExportOptions {
                     "ring" => Some(Writes::Ring),
                     "thread" => Some(Writes::Thread),
                     "inline" => Some(Writes::Inline),
+                    "adaptive" => Some(Writes::Adaptive),
                     _ => return Err(SpecError::OptionWrites { value: value.to_owned() }),
                 }
             }

@@ -13,11 +13,15 @@ use io_uring::{opcode, squeue, types};
 
 use super::buffer::Buffer;
 use super::fault::{Kind, Verdict};
+use super::mood::Mood;
 use super::op::{Completion, Op};
 use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
 pub const FILES_MAX: u32 = 1024;
+
+/// The longest write that a shard does itself: a copy of some 10 us.
+const INLINE_LENGTH_MAX: usize = 64 << 10;
 
 /// The largest single transfer: the kernel's own limit is `INT_MAX` rounded to a page.
 const TRANSFER_MAX: usize = 1 << 30;
@@ -33,6 +37,7 @@ struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,
     writes: Writes,
+    mood: Mood,
 }
 
 /// Who carries out a write that need not be durable at once.
@@ -45,6 +50,8 @@ pub enum Writes {
     Thread,
     /// The shard itself, which stands still meanwhile: for what never waits, such as memory.
     Inline,
+    /// The shard itself while small writes return at once, threads for the rest ([`Mood`]).
+    Adaptive,
 }
 
 impl File {
@@ -64,7 +71,7 @@ impl File {
             }
             Ok(slot)
         })?;
-        Ok(Self { inner: Rc::new(Registered { slot, fd, writes }) })
+        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, mood: Mood::default() }) })
     }
 
     /// The descriptor, for calls that have no opcode.
@@ -171,15 +178,21 @@ impl File {
             // A write that waits for the disk would hold up those behind it on its thread.
             _ if dsync => {}
             Writes::Ring => {}
-            Writes::Thread => {
+            Writes::Inline => {
+                let result = writer::write_here(&self.inner.fd, &buffer[part], offset);
+                return (checked(result), buffer);
+            }
+            Writes::Adaptive if length <= INLINE_LENGTH_MAX && self.inner.mood.is_calm(super::now_ns()) => {
+                let start_ns = super::clock_ns();
+                let result = writer::write_here(&self.inner.fd, &buffer[part], offset);
+                self.inner.mood.took(start_ns, super::clock_ns());
+                return (checked(result), buffer);
+            }
+            Writes::Thread | Writes::Adaptive => {
                 let file = Arc::clone(&self.inner.fd);
                 let op =
                     super::with(|shard| writer::submit(shard, self.inner.slot, file, buffer, part, offset));
                 return transferred(op.await);
-            }
-            Writes::Inline => {
-                let result = writer::write_here(&self.inner.fd, &buffer[part], offset);
-                return (checked(result), buffer);
             }
         }
         let length = u32::try_from(length).unwrap_or(u32::MAX);

@@ -20,6 +20,7 @@
 //! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
 //! | [`sync`] | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
+//! | `mood` | whether a file system takes writes at once |
 //! | [`fault`] | faults on purpose |
 //!
 //! May be imported by `net`, `backend`, `server`, `client`, `load`; imports only `sys`.
@@ -44,6 +45,7 @@ pub mod caps;
 pub mod fault;
 pub mod file;
 pub mod gather;
+mod mood;
 pub mod net;
 mod op;
 mod poll;
@@ -295,13 +297,14 @@ impl Shard {
 
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
-        self.writers.hand_over(&self.remote);
+        let idle = !self.has_ready() && self.ring.borrow_mut().pushed() == 0;
+        self.writers.end_turn(idle, &self.remote);
         let mut ring = self.ring.borrow_mut();
         let mut poller = self.poller.borrow_mut();
-        let ready = self.has_ready();
-        let waits = !ready && ring.pushed() == 0;
-        if ready {
-            ring.enter(0);
+        if self.has_ready() {
+            if ring.pushed() > 0 || ring.has_work() {
+                ring.enter(0);
+            }
         } else if poller.polls() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
             if ring.pushed() > 0 {
@@ -328,7 +331,7 @@ impl Shard {
                 poller.slept(start.elapsed());
             }
         }
-        if waits {
+        if idle {
             poller.waited();
         }
         self.now.set(self.clock_ns());

@@ -39,7 +39,7 @@ fn what_was_written_is_read_back() {
 
 #[test]
 fn writes_answer_the_same_whoever_carries_them_out() {
-    for writes in [Writes::Ring, Writes::Thread, Writes::Inline] {
+    for writes in [Writes::Ring, Writes::Thread, Writes::Inline, Writes::Adaptive] {
         on_shard(move || async move {
             let file = File::register(temporary_file(), writes).unwrap();
             let ended = Rc::new(Event::new());

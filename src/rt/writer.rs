@@ -34,6 +34,10 @@ use crate::sys;
 /// Threads of one shard: a file system takes one buffered write to a file at a time (its inode lock), so this is about
 /// several exports, of which a slow one must not stop the others.
 pub const WRITERS: usize = 4;
+/// Writes that are handed over at once although the shard has more to do: by then a wake-up is cheap for each.
+const BATCH: usize = 32;
+/// Turns of a busy shard that a write waits for others to be handed over with.
+const TURNS_WAITED_MAX: u32 = 4;
 /// Answers go back after so many bytes, so that the replies to a batch of large writes start early.
 const ANSWER_BYTES: usize = 256 << 10;
 
@@ -76,9 +80,11 @@ impl Desk {
 /// The writers of one shard.
 pub(super) struct Writers {
     desks: [RefCell<Option<Arc<Desk>>>; WRITERS],
-    /// Writes of this turn, not yet handed over.
+    /// Writes not yet handed over.
     fresh: [RefCell<VecDeque<Job>>; WRITERS],
-    any_fresh: Cell<bool>,
+    fresh_count: Cell<usize>,
+    /// Turns that the oldest of them has waited.
+    turns_waited: Cell<u32>,
     answers: RefCell<Vec<(u64, i32)>>,
     /// Writes handed over and not yet answered.
     in_flight: Cell<usize>,
@@ -89,15 +95,30 @@ impl Writers {
         Self {
             desks: Default::default(),
             fresh: Default::default(),
-            any_fresh: Cell::new(false),
+            fresh_count: Cell::new(0),
+            turns_waited: Cell::new(0),
             answers: RefCell::new(Vec::new()),
             in_flight: Cell::new(0),
         }
     }
 
-    /// Hands over the writes of this turn.
+    /// Hands over the writes of the last turns, if the shard has nothing else to do or it is time.
+    pub(super) fn end_turn(&self, idle: bool, remote: &Remote) {
+        let turns = self.turns_waited.get() + 1;
+        if self.fresh_count.get() == 0 {
+            return;
+        }
+        if idle || self.fresh_count.get() >= BATCH || turns >= TURNS_WAITED_MAX {
+            self.hand_over(remote);
+        } else {
+            self.turns_waited.set(turns);
+        }
+    }
+
+    /// Hands over all writes that there are.
     pub(super) fn hand_over(&self, remote: &Remote) {
-        if !self.any_fresh.replace(false) {
+        self.turns_waited.set(0);
+        if self.fresh_count.replace(0) == 0 {
             return;
         }
         for (desk, fresh) in self.desks.iter().zip(&self.fresh) {
@@ -158,7 +179,7 @@ pub(super) fn submit(
             length,
             offset,
         });
-        writers.any_fresh.set(true);
+        writers.fresh_count.set(writers.fresh_count.get() + 1);
     })
 }
 

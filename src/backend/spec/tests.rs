@@ -125,7 +125,7 @@ fn every_mistake_has_words_of_its_own() {
         ("d,size=1,size=1", "given twice"),
         ("memory:1M,direct=on", "no sense for `memory`"),
         ("memory:1M,writes=ring", "no sense for `memory`"),
-        ("d,writes=maybe", "write auto, ring, thread or inline"),
+        ("d,writes=maybe", "write auto, ring, thread, inline or adaptive"),
         ("null:1M,size=1K", "no sense for `null`"),
         ("null:1M,offset=1K", "no sense for `null`"),
         ("faulty:1:memory:1M,direct=on", "no sense for `memory`"),
