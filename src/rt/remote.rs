@@ -8,6 +8,11 @@
 //! | a shard | `MSG_RING` in its own next submission: no system call of its own |
 //! | another thread, 6.13+ | `MSG_RING` by registration: one system call, no descriptor to read |
 //! | otherwise | a write to an eventfd that the shard keeps a read on: works everywhere |
+//!
+//! Measured (`benches/doorbell.rs`, 6.18, two processors): a letter to another shard and back takes 6.0 us by MSG_RING and
+//! 10.6 us by eventfd, because the message joins a submission that happens anyway and the shard has no read to repeat. A
+//! question to a helper and back takes 13.5 us by registration and 12.5 us by eventfd, within each other's spread; so there
+//! the choice is for the one that leaves no operation standing on the ring.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
