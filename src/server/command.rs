@@ -10,28 +10,32 @@ use super::export::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, Export};
 use crate::backend::{Backend, Extent, Extents, Failure, Zero};
 use crate::proto::reply::{self, Head};
 use crate::proto::{AllocationFlags, Command, CommandFlags, Dialect, Errno, Request};
-use crate::rt::Buffer;
+use crate::rt::{self, Buffer};
 
 type Answer = Result<Body, Failure>;
 
-/// Carries out one request and answers it.
-///
-/// Commands that are rare and large are boxed, so that the task of a read or write is small and allocates nothing.
-pub(super) async fn serve(pending: Pending, payload: Option<Buffer>) {
-    let answer = match pending.request.command {
-        Command::READ => read(&pending).await,
-        Command::WRITE => write(&pending, payload).await,
-        Command::FLUSH => flush(&pending).await,
-        Command::TRIM => Box::pin(trim(&pending)).await,
-        Command::WRITE_ZEROES => Box::pin(write_zeroes(&pending)).await,
-        Command::CACHE => Box::pin(cache(&pending)).await,
-        Command::BLOCK_STATUS => Box::pin(block_status(&pending)).await,
-        command => Err(unadmitted(command)),
-    };
-    match answer {
-        Ok(body) => pending.answer(body),
-        Err(failure) => fail(pending, &failure),
+/// Starts a request; it is answered when its task ends.
+pub(super) fn start(pending: Pending, payload: Option<Buffer>) {
+    match pending.request.command {
+        Command::READ => answer_with(pending, read),
+        Command::WRITE => answer_with(pending, async |pending| write(pending, payload).await),
+        Command::FLUSH => answer_with(pending, flush),
+        Command::TRIM => answer_with(pending, trim),
+        Command::WRITE_ZEROES => answer_with(pending, write_zeroes),
+        Command::CACHE => answer_with(pending, cache),
+        Command::BLOCK_STATUS => answer_with(pending, block_status),
+        command => fail(pending, &unadmitted(command)),
     }
+}
+
+/// One task for each request; each command has a task of its own size, so that none is boxed for the sake of another.
+fn answer_with(pending: Pending, act: impl AsyncFnOnce(&Pending) -> Answer + 'static) {
+    rt::spawn(async move {
+        match act(&pending).await {
+            Ok(body) => pending.answer(body),
+            Err(failure) => fail(pending, &failure),
+        }
+    });
 }
 
 async fn read(pending: &Pending) -> Answer {

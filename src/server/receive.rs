@@ -130,7 +130,7 @@ async fn take(conn: &Rc<Connection>, inbox: &mut Inbox, request: Request) -> Res
         Admission::Serve if request.payload > 0 => with_payload(pending, inbox).await,
         Admission::Serve => {
             inbox.expect_small();
-            rt::spawn(command::serve(pending, None));
+            command::start(pending, None);
             Ok(())
         }
         Admission::Refuse(refusal) => refuse(pending, inbox, &refusal).await,
@@ -168,7 +168,7 @@ async fn with_payload(mut pending: Pending, inbox: &mut Inbox) -> Result<(), End
         return filtered_status(pending, &buffer);
     }
     pending.request.flags = pending.request.flags.without(CommandFlags::PAYLOAD_LEN);
-    rt::spawn(command::serve(pending, Some(buffer)));
+    command::start(pending, Some(buffer));
     Ok(())
 }
 
@@ -201,7 +201,7 @@ fn filtered_status(mut pending: Pending, payload: &Buffer) -> Result<(), End> {
         Ok((length, ids)) => {
             pending.request.length = length;
             pending.filter = ids;
-            rt::spawn(command::serve(pending, None));
+            command::start(pending, None);
         }
         Err(refusal) => {
             pending.conn.shard.count(Counter::RequestsRefused);
