@@ -23,11 +23,15 @@
 //! 3. `proto` admits it: every check that needs no storage, once;
 //! 4. a pooled task starts `server/command`, which takes a payload buffer from the shard's budget;
 //! 5. `backend` turns the offset into a position in a file, `rt/file` pushes one SQE;
-//! 6. the loop enters the kernel once for all that was pushed and reaps what completed;
+//! 6. after eight requests others have their turn: the loop enters the kernel once for all that was pushed and reaps
+//!    what completed;
 //! 7. the task resumes, writes the reply's head into the headroom before the payload,
 //! 8. and appends the buffer to the connection's reply queue;
 //! 9. `server/send` gathers all replies that are ready into one `sendmsg`;
 //! 10. when that completes, the request is measured (`metrics`), its slot and buffer go back.
+//!
+//! What would make a shard wait goes elsewhere: questions without an opcode to helper threads (`rt::blocking`), buffered
+//! writes that the file system holds up to writer threads (`rt/writer`); both answer through the shard's ring.
 
 pub mod backend;
 pub mod cli;
