@@ -297,11 +297,12 @@ impl Shard {
 
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
-        let idle = !self.has_ready() && self.ring.borrow_mut().pushed() == 0;
-        self.writers.end_turn(idle, &self.remote);
+        let ready = self.has_ready();
+        self.writers.end_turn(ready, &self.remote);
         let mut ring = self.ring.borrow_mut();
+        let idle = !ready && ring.pushed() == 0;
         let mut poller = self.poller.borrow_mut();
-        if self.has_ready() {
+        if ready {
             if ring.pushed() > 0 || ring.has_work() {
                 ring.enter(0);
             }

@@ -71,6 +71,17 @@ fn writes_answer_the_same_whoever_carries_them_out() {
 }
 
 #[test]
+fn a_write_is_handed_over_though_something_else_is_waited_for() {
+    on_shard(|| async {
+        let file = File::register(temporary_file(), Writes::Thread).unwrap();
+        let buffer = Buffer::acquire(512).await;
+        let minute = Duration::from_secs(60);
+        let written = timer::deadline(minute, file.write_all(buffer, 0..512, 0, false)).await;
+        written.expect("a write takes less than a minute").0.unwrap();
+    });
+}
+
+#[test]
 fn a_shard_that_ends_waits_for_writes_on_its_threads() {
     let file = temporary_file();
     let theirs = Arc::clone(&file);

@@ -102,13 +102,13 @@ impl Writers {
         }
     }
 
-    /// Hands over the writes of the last turns, if the shard has nothing else to do or it is time.
-    pub(super) fn end_turn(&self, idle: bool, remote: &Remote) {
+    /// Hands over the writes of the last turns, unless there are few and the shard goes on at once.
+    pub(super) fn end_turn(&self, goes_on: bool, remote: &Remote) {
         let turns = self.turns_waited.get() + 1;
         if self.fresh_count.get() == 0 {
             return;
         }
-        if idle || self.fresh_count.get() >= BATCH || turns >= TURNS_WAITED_MAX {
+        if !goes_on || self.fresh_count.get() >= BATCH || turns >= TURNS_WAITED_MAX {
             self.hand_over(remote);
         } else {
             self.turns_waited.set(turns);
