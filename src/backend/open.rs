@@ -166,10 +166,8 @@ impl Found {
         let size = self.window.end - self.window.start;
         let writes = match (options.writes, self.kind) {
             (Some(writes), _) => writes,
-            // Memory has nothing to wait for.
-            (None, Kind::Memory) => Writes::Inline,
-            // Buffered writes to devices wait, whatever is behind them.
-            (None, Kind::Block { .. }) => Writes::Adaptive,
+            // The ring has memory and devices wait, whatever is behind them.
+            (None, Kind::Memory | Kind::Block { .. }) => Writes::Adaptive,
             (None, Kind::Regular) if !options.readonly && writes_wait_beside(Path::new(&label)) => {
                 Writes::Adaptive
             }

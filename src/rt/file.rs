@@ -23,8 +23,11 @@ pub const FILES_MAX: u32 = 1024;
 /// The longest write that a shard does itself: a copy of some 10 us.
 const INLINE_LENGTH_MAX: usize = 64 << 10;
 
-/// The largest single transfer: the kernel's own limit is `INT_MAX` rounded to a page.
-const TRANSFER_MAX: usize = 1 << 30;
+/// The largest single write: the kernel's own limit is `INT_MAX` rounded to a page.
+const WRITE_MAX: usize = 1 << 30;
+/// The largest single read. What the page cache has is copied while the shard stands still, so longer reads let others in
+/// after each millisecond or so. (Writes go to threads instead: cut up, each piece would be synced.)
+const READ_MAX: usize = 4 << 20;
 
 /// A file in the fixed-file table of the shard that registered it. Cheap to clone; not `Send`.
 #[derive(Clone, Debug)]
@@ -50,7 +53,7 @@ pub enum Writes {
     Thread,
     /// The shard itself, which stands still meanwhile: for what never waits, such as memory.
     Inline,
-    /// The shard itself while small writes return at once, threads for the rest ([`Mood`]).
+    /// The shard itself while small writes return at once, threads for the rest (`mood.rs`).
     Adaptive,
 }
 
@@ -96,7 +99,7 @@ impl File {
     ) -> (io::Result<()>, Buffer) {
         let mut done = 0;
         while done < range.len() {
-            let part = range.start + done..range.end.min(range.start + done + TRANSFER_MAX);
+            let part = range.start + done..range.end.min(range.start + done + READ_MAX);
             let (result, back) = self.read_once(buffer, part, offset + done as u64).await;
             buffer = back;
             match result {
@@ -122,7 +125,7 @@ impl File {
     ) -> (io::Result<()>, Buffer) {
         let mut done = 0;
         while done < range.len() {
-            let part = range.start + done..range.end.min(range.start + done + TRANSFER_MAX);
+            let part = range.start + done..range.end.min(range.start + done + WRITE_MAX);
             let (result, back) = self.write_once(buffer, part, offset + done as u64, dsync).await;
             buffer = back;
             match result {
