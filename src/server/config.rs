@@ -53,8 +53,9 @@ pub struct Limits {
     pub stall_grace: Duration,
     /// Extents in one block status reply; the client asks on from the last. 8,192 are 64 KiB and some 10 ms of a helper.
     pub extents_max: usize,
-    /// Reads of at least so many bytes are looked through for holes, unless the range is known to be data: a question
-    /// costs about 12 us, the copy of 32 KiB that a hole saves about as much.
+    /// Reads of at least so many bytes are looked through for holes, unless the range is known to be data. Measured on a
+    /// hole: at 16 KiB asking costs more than it saves (13.2 against 9.7 us of CPU at depth 16), at 32 KiB less (13.5
+    /// against 18.9), at 128 KiB much less (14.5 against 64.8).
     pub sparse_read_min: u32,
     /// Runs of data and holes in one read; what lies beyond them is read as data.
     pub sparse_runs_max: usize,
