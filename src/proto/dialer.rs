@@ -17,6 +17,7 @@ mod replies;
 #[cfg(test)]
 mod tests;
 
+use bytes::BufMut;
 use thiserror::Error;
 
 use super::consts::{
@@ -290,7 +291,7 @@ impl Dialer {
         if self.no_zeroes {
             flags |= ClientFlags::NO_ZEROES;
         }
-        out.extend_from_slice(&flags.0.to_be_bytes());
+        out.put_u32(flags.0);
         if self.fixed { self.ask_next(None, out) } else { self.ask(OptionCode::EXPORT_NAME, out) }
     }
 
@@ -355,7 +356,7 @@ impl Dialer {
 }
 
 fn send(out: &mut Vec<u8>, option: OptionCode, payload: &[u8]) {
-    out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
-    out.extend_from_slice(&option.0.to_be_bytes());
+    out.put_u64(OPTION_MAGIC);
+    out.put_u32(option.0);
     replies::push_counted(out, payload);
 }

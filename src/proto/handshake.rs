@@ -23,6 +23,8 @@ mod answer;
 #[cfg(test)]
 mod tests;
 
+use bytes::BufMut;
+
 use super::consts::{
     ClientFlags, HandshakeFlags, INIT_MAGIC, OPTION_HEADER_LENGTH, OPTION_MAGIC, OptionCode, OptionReply,
     STRING_LENGTH_MAX,
@@ -159,10 +161,10 @@ impl Handshake {
         let state = match config.style {
             Style::Oldstyle => State::Oldstyle,
             Style::Fixed => {
-                out.extend_from_slice(&INIT_MAGIC.to_be_bytes());
-                out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+                out.put_u64(INIT_MAGIC);
+                out.put_u64(OPTION_MAGIC);
                 let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
-                out.extend_from_slice(&flags.0.to_be_bytes());
+                out.put_u16(flags.0);
                 State::ClientFlags
             }
         };

@@ -8,6 +8,8 @@
 //! LIST_, SET_META_CONTEXT  name: length32 bytes; count32; count x (length32 bytes)
 //! ```
 
+use bytes::BufMut;
+
 use super::consts::{
     InfoType, OPTION_HEADER_LENGTH, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, OptionReply,
     STRING_LENGTH_MAX,
@@ -97,9 +99,9 @@ pub(super) fn checked_name(bytes: &[u8], length_max: u32) -> Result<String, Faul
 /// Writes one option reply. Strings in `payload` are already within the protocol's bounds.
 pub(super) fn reply(out: &mut Vec<u8>, option: OptionCode, kind: OptionReply, payload: &[&[u8]]) {
     let length: usize = payload.iter().map(|part| part.len()).sum();
-    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-    out.extend_from_slice(&option.0.to_be_bytes());
-    out.extend_from_slice(&kind.0.to_be_bytes());
+    out.put_u64(OPTION_REPLY_MAGIC);
+    out.put_u32(option.0);
+    out.put_u32(kind.0);
     out.extend_from_slice(&length_field(length));
     for part in payload {
         out.extend_from_slice(part);

@@ -15,6 +15,7 @@ mod tests;
 use std::fmt;
 use std::ops::Deref;
 
+use bytes::BufMut;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes, Unaligned};
 
@@ -186,11 +187,11 @@ pub fn error(
     let text_length = u16::try_from(text.len()).unwrap_or(0);
     let (kind, tail) = if at.is_some() { (ChunkType::ERROR_OFFSET, 8) } else { (ChunkType::ERROR, 0) };
     out.extend_from_slice(&chunk(dialect, request, kind, 6 + u64::from(text_length) + tail, true));
-    out.extend_from_slice(&errno.0.to_be_bytes());
-    out.extend_from_slice(&text_length.to_be_bytes());
+    out.put_u32(errno.0);
+    out.put_u16(text_length);
     out.extend_from_slice(&text.as_bytes()[..usize::from(text_length)]);
     if let Some(at) = at {
-        out.extend_from_slice(&at.to_be_bytes());
+        out.put_u64(at);
     }
 }
 
@@ -215,18 +216,18 @@ pub fn block_status(
     let kind = if extended { ChunkType::BLOCK_STATUS_EXT } else { ChunkType::BLOCK_STATUS };
     let head = chunk(dialect, request, kind, 0, last);
     out.extend_from_slice(&head);
-    out.extend_from_slice(&context_id.to_be_bytes());
+    out.put_u32(context_id);
     if extended {
         out.extend_from_slice(&[0; 4]);
     }
     let mut count: u32 = 0;
     for (length, status) in Merged::new(request, extended, extents) {
         if extended {
-            out.extend_from_slice(&length.to_be_bytes());
-            out.extend_from_slice(&status.to_be_bytes());
+            out.put_u64(length);
+            out.put_u64(status);
         } else {
-            out.extend_from_slice(&narrow(length).to_be_bytes());
-            out.extend_from_slice(&narrow(status).to_be_bytes());
+            out.put_u32(narrow(length));
+            out.put_u32(narrow(status));
         }
         count += 1;
     }

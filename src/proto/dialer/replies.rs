@@ -1,5 +1,7 @@
 //! What the dialer makes of each option reply.
 
+use bytes::BufMut;
+
 use super::{DialError, Dialer, State};
 use crate::proto::consts::{InfoType, OPTION_REPLY_MAGIC, OptionCode, OptionReply, TransmissionFlags};
 use crate::proto::cursor::Cursor;
@@ -225,7 +227,7 @@ fn text(bytes: &[u8]) -> Result<String, &'static str> {
 }
 
 pub(super) fn push_length(out: &mut Vec<u8>, length: usize) {
-    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
 pub(super) fn push_counted(out: &mut Vec<u8>, bytes: &[u8]) {

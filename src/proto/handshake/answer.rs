@@ -1,5 +1,7 @@
 //! What the server answers to each option, once it is known to be well-formed.
 
+use bytes::BufMut;
+
 use super::{Handshake, State, Step};
 use crate::proto::consts::{INIT_MAGIC, InfoType, OLDSTYLE_MAGIC, OptionCode, OptionReply, RESERVED_ZEROES};
 use crate::proto::context::MetaRequest;
@@ -49,10 +51,10 @@ impl Handshake {
             return Step::Close;
         };
         let session = self.session(export, false);
-        out.extend_from_slice(&INIT_MAGIC.to_be_bytes());
-        out.extend_from_slice(&OLDSTYLE_MAGIC.to_be_bytes());
-        out.extend_from_slice(&session.size.to_be_bytes());
-        out.extend_from_slice(&u32::from(session.flags.0).to_be_bytes());
+        out.put_u64(INIT_MAGIC);
+        out.put_u64(OLDSTYLE_MAGIC);
+        out.put_u64(session.size);
+        out.put_u32(u32::from(session.flags.0));
         out.extend_from_slice(&[0; RESERVED_ZEROES]);
         Step::Transmit(session)
     }
@@ -63,8 +65,8 @@ impl Handshake {
             return Step::Close;
         };
         let session = self.session(export, false);
-        out.extend_from_slice(&session.size.to_be_bytes());
-        out.extend_from_slice(&session.flags.0.to_be_bytes());
+        out.put_u64(session.size);
+        out.put_u16(session.flags.0);
         if !self.no_zeroes {
             out.extend_from_slice(&[0; RESERVED_ZEROES]);
         }
