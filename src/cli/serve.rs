@@ -28,6 +28,9 @@ Keys of an export:
   description=TEXT   text for those who list exports
   hidden=on          leave it out of lists; it opens by name
   writethrough=on    every write is durable before its reply
+  writes=auto        who does buffered writes: ring, thread, inline (the shard)
+                     or adaptive (the shard, threads once one was held up);
+                     auto is ring where the file system lets it, else adaptive
   direct=on          O_DIRECT, around the page cache
   strict=on          refuse requests that are not aligned to the block size
   lock=off           do not keep other writers out
