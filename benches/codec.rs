@@ -9,6 +9,15 @@ use ringnbd::proto::{
 };
 use smallvec::SmallVec;
 
+const READ: Request = Request {
+    command: Command::READ,
+    flags: CommandFlags::NONE,
+    cookie: 7,
+    offset: 8192,
+    length: 4096,
+    payload: 0,
+};
+
 fn export() -> ExportInfo {
     ExportInfo {
         id: 0,
@@ -27,15 +36,7 @@ fn server(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for dialect in [Dialect::Simple, Dialect::Structured, Dialect::Extended] {
         let session = Session::new(&export(), dialect, SmallVec::new());
-        let request = Request {
-            command: Command::READ,
-            flags: CommandFlags::NONE,
-            cookie: 7,
-            offset: 8192,
-            length: 4096,
-            payload: 0,
-        };
-        let bytes = request.encode(dialect);
+        let bytes = READ.encode(dialect);
         group.bench_function(format!("{dialect:?}"), |bencher| {
             bencher.iter(|| {
                 let decoded = session.decode(black_box(&bytes));
@@ -51,15 +52,7 @@ fn server(c: &mut Criterion) {
 fn client(c: &mut Criterion) {
     let mut group = c.benchmark_group("reply head decoded");
     for dialect in [Dialect::Simple, Dialect::Structured, Dialect::Extended] {
-        let request = Request {
-            command: Command::READ,
-            flags: CommandFlags::NONE,
-            cookie: 7,
-            offset: 8192,
-            length: 4096,
-            payload: 0,
-        };
-        let head = reply::data(dialect, &request, request.offset, 4096, true);
+        let head = reply::data(dialect, &READ, READ.offset, 4096, true);
         group.bench_function(format!("{dialect:?}"), |bencher| {
             bencher.iter(|| Reply::decode(dialect, black_box(&head)));
         });

@@ -33,7 +33,7 @@ pub(super) enum End {
 /// Reads requests until there is a reason to stop.
 pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
     let header_length = if conn.session.dialect == Dialect::Extended { 32 } else { 28 };
-    let (mut started, mut bytes) = (0, 0);
+    let (mut started, mut bytes) = (0, 0_u64);
     loop {
         let (request, length) = match conn.session.decode(inbox.bytes()) {
             Ok(Some(decoded)) => decoded,
@@ -55,7 +55,7 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
             return end;
         }
         started += 1;
-        bytes += request.length;
+        bytes = bytes.saturating_add(request.length); // any number at all, where it was refused
         if started >= conn.shard.limits.requests_per_turn || bytes >= conn.shard.limits.bytes_per_turn {
             (started, bytes) = (0, 0);
             rt::next_turn().await;

@@ -122,3 +122,19 @@ fn meta_contexts_may_be_set_right_after_extended_headers() {
     let mut client = haggle.go("");
     client.call(&Request::new(BLOCK_STATUS, 0, 4096)).ok("BLOCK_STATUS");
 }
+
+/// What is counted of requests that arrived together must not overflow, whatever length a refused one claims.
+#[test]
+fn the_longest_length_behind_a_short_request_is_only_refused() {
+    let server = Server::start(["null:8T"]);
+    let mut client = server.client(Dialect::Extended);
+    for command in [READ, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS] {
+        let mut together = client.prepare(&Request::new(READ, 0, 4096)).1;
+        together.extend(client.prepare(&Request::new(command, 0, u64::MAX)).1);
+        client.wire.send(together);
+        let errnos = [client.reply().errno, client.reply().errno];
+        assert!(errnos.contains(&0), "the short READ failed before command {command}");
+        assert!(errnos.iter().any(|errno| *errno != 0), "command {command} of 2^64 - 1 bytes was served");
+        client.is_alive("after the longest length");
+    }
+}
