@@ -314,7 +314,7 @@ impl Shard {
             if ring.pushed() > 0 || ring.has_work() {
                 ring.enter(0);
             }
-        } else if poller.polls() {
+        } else if poller.polls() && !self.writers.need_this_processor() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
             if ring.pushed() > 0 {
                 ring.enter(0);
