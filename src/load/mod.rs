@@ -85,7 +85,7 @@ pub struct Plan {
     pub rate_iops: Option<u32>,
     /// How long, after `ramp`.
     pub runtime: Duration,
-    /// How long before anything is counted.
+    /// How long before anything is counted; with zero the very first request counts.
     pub ramp: Duration,
     /// Who is told what each second brought.
     pub intervals: Option<Sender<Interval>>,
