@@ -13,7 +13,7 @@ use ringnbd::backend::ExportSpec;
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, Request};
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Server};
 
 struct Counting;
 

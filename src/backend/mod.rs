@@ -35,6 +35,13 @@ mod open;
 mod ranges;
 mod spec;
 
+/// What `benches/extents.rs` measures; not for others.
+#[doc(hidden)]
+pub mod bench {
+    pub use super::known::KnownData;
+    pub use super::ranges::{Held, Hold, Ranges};
+}
+
 use std::borrow::Cow;
 use std::io;
 

@@ -167,6 +167,13 @@ pub(super) struct Serve {
     #[arg(long, help_heading = "Measuring")]
     pub(super) stats: bool,
 
+    /// Give all histograms so far, as one HdrHistogram interval log, to whoever connects to this unix socket
+    ///
+    /// ringnbd bench --stats-socket reads it, to say where the time of its requests went; so does
+    /// socat - UNIX-CONNECT:PATH.
+    #[arg(long, value_name = "PATH", help_heading = "Measuring")]
+    pub(super) stats_socket: Option<PathBuf>,
+
     /// The form of the log
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", help_heading = "Log")]
     log_format: log::Format,

@@ -225,7 +225,7 @@ pub(crate) mod tests {
             noise: Some(Noise { foreign_pct, steal_pct: 0.0 }),
             figures: Some(figures(iops)),
             failure: None,
-            curve: Some(vec![(0.0, 10.0), (0.5, 5e6 / iops), (0.99, 9e6 / iops), (1.0, 5000.0)]),
+            curve: Some(format!("10 0.0\n{} 0.5\n{} 0.99\n5000 1.000000\n", 5e6 / iops, 9e6 / iops)),
         };
         let mut failed = sample("floor", 2, 1, 1.0, 0.0);
         (failed.figures, failed.failure) = (None, Some("did not start: no such file".to_owned()));
