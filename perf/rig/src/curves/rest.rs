@@ -113,7 +113,11 @@ pub(super) fn mixed(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()
                 ("writes", 3) => row.median(10),
                 _ => row.median(at + more),
             });
-            answer.notes.push(format!("{}: p99.9 of {command} ({client:.0} us): {}.", row.name, cause(client, server, backend)));
+            answer.notes.push(format!(
+                "{}: p99.9 of {command} ({client:.0} us): {}.",
+                row.name,
+                cause(client, server, backend)
+            ));
         }
     }
     answer.rows = rows;

@@ -174,7 +174,14 @@ impl Stage<'_> {
     }
 
     /// Starts a load, in `ringnbd bench`'s words, on the client's processor.
-    fn start(&self, node: &Node, words: &str, runtime: Duration, cores: &[usize], yields: bool) -> anyhow::Result<Loading> {
+    fn start(
+        &self,
+        node: &Node,
+        words: &str,
+        runtime: Duration,
+        cores: &[usize],
+        yields: bool,
+    ) -> anyhow::Result<Loading> {
         let home = self.home()?;
         let mut line: Vec<String> = Vec::new();
         if yields {
@@ -304,10 +311,8 @@ impl Stage<'_> {
     /// Lets time pass in which nothing shall happen.
     pub(super) fn rest(&self, time: Duration) -> anyhow::Result<()> {
         let timeout = rustix::event::Timespec::try_from(time)?;
-        let mut signal = [rustix::event::PollFd::from_borrowed_fd(
-            self.interrupt.as_fd(),
-            rustix::event::PollFlags::IN,
-        )];
+        let mut signal =
+            [rustix::event::PollFd::from_borrowed_fd(self.interrupt.as_fd(), rustix::event::PollFlags::IN)];
         let _ = rustix::event::poll(&mut signal, Some(&timeout));
         Ok(self.interrupt.check()?)
     }
