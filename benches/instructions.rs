@@ -32,7 +32,7 @@ use ringnbd::proto::{
     TransmissionFlags, reply,
 };
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Server};
 use smallvec::SmallVec;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
@@ -153,14 +153,13 @@ fn serve(depth: usize, count: u64) -> anyhow::Result<()> {
         .arg(&path)
         .args([depth.to_string(), count.to_string()])
         .spawn()?;
+    let exports = vec![ExportSpec::parse("null:1G")?];
     let server = Server::start(Config {
-        exports: vec![ExportSpec::parse("null:1G")?],
-        listeners,
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
         oldstyle: true,
-        limits: Limits::default(),
+        ..Config::new(exports, listeners)
     })?;
     server.ended().wait();
     bail!("the server ended before its client")

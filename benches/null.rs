@@ -15,7 +15,7 @@ use ringnbd::metrics::{CommandKind, Sample, ShardMetrics};
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Request};
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Server};
 
 const DEPTH: usize = 32;
 const BLOCK: usize = 4096;

@@ -26,9 +26,11 @@ const INLINE_LENGTH_MAX: usize = 64 << 10;
 
 /// The largest single write: the kernel's own limit is `INT_MAX` rounded to a page.
 const WRITE_MAX: usize = 1 << 30;
-/// The largest single read. What the page cache has is copied while the shard stands still, so longer reads let others in
-/// after each millisecond or so. (Writes go to threads instead: cut up, each piece would be synced.)
-const READ_MAX: usize = 4 << 20;
+/// The largest single read through the page cache, which is copied while the shard stands still: so longer reads let others
+/// in. (Writes go to threads instead: cut up, each piece would be synced.)
+const READ_MAX: usize = 128 << 10;
+/// The same around the page cache, where a read is a command to the disk, and pieces would come one after the other.
+const DIRECT_READ_MAX: usize = 4 << 20;
 
 /// A file in the fixed-file table of the shard that registered it. Cheap to clone; not `Send`.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,
     writes: Writes,
+    /// Bytes of one read.
+    read_max: usize,
     mood: Mood,
     /// Reads and writes go to the ring that is polled.
     polled: bool,
@@ -77,7 +81,12 @@ impl File {
             }
             Ok(slot)
         })?;
-        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, mood: Mood::default(), polled: false }) })
+        let direct =
+            rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT));
+        let read_max = if direct { DIRECT_READ_MAX } else { READ_MAX };
+        Ok(Self {
+            inner: Rc::new(Registered { slot, fd, writes, read_max, mood: Mood::default(), polled: false }),
+        })
     }
 
     /// The same for a file opened with O_DIRECT on a device whose queues are polled; `align` is the least it reads.
@@ -115,7 +124,7 @@ impl File {
     ) -> (io::Result<()>, Buffer) {
         let mut done = 0;
         while done < range.len() {
-            let part = range.start + done..range.end.min(range.start + done + READ_MAX);
+            let part = range.start + done..range.end.min(range.start + done + self.inner.read_max);
             let (result, back) = self.read_once(buffer, part, offset + done as u64).await;
             buffer = back;
             match result {
@@ -175,15 +184,14 @@ impl File {
         } else {
             opcode::Read::new(self.fixed(), start, length).offset(offset).build()
         };
-        transferred(self.transfer(sqe, buffer).await)
+        transferred(self.transfer(sqe, buffer, length).await)
     }
 
-    fn transfer(&self, sqe: squeue::Entry, buffer: Buffer) -> Op<Buffer> {
-        let polled = self.inner.polled;
-        super::with(|shard| match polled {
-            true => Op::submit_polled(shard, sqe, buffer),
-            false => Op::submit(shard, sqe, buffer),
-        })
+    fn transfer(&self, sqe: squeue::Entry, buffer: Buffer, length: u32) -> Op<Buffer> {
+        if self.inner.polled {
+            return super::with(|shard| Op::submit_polled(shard, sqe, buffer));
+        }
+        submit_weighed(sqe, buffer, length)
     }
 
     async fn write_once(
@@ -232,7 +240,7 @@ impl File {
             opcode::Write::new(self.fixed(), start, length).offset(offset).rw_flags(flags).build()
         };
         // What is synced has to wait for more than the device's queue.
-        let op = if dsync { submit(sqe, buffer) } else { self.transfer(sqe, buffer) };
+        let op = if dsync { submit_weighed(sqe, buffer, length) } else { self.transfer(sqe, buffer, length) };
         transferred(op.await)
     }
 
@@ -305,6 +313,11 @@ fn pointer(buffer: &mut Buffer, part: Range<usize>) -> *mut u8 {
 
 fn submit<K: 'static>(sqe: squeue::Entry, kept: K) -> Op<K> {
     super::with(|shard: &Shard| Op::submit(shard, sqe, kept))
+}
+
+/// For what moves so many bytes.
+fn submit_weighed<K: 'static>(sqe: squeue::Entry, kept: K, length: u32) -> Op<K> {
+    super::with(|shard: &Shard| Op::submit_weighed(shard, sqe, kept, length as usize))
 }
 
 fn transferred((completion, buffer): (Completion, Buffer)) -> (io::Result<usize>, Buffer) {

@@ -15,6 +15,12 @@ use super::cached::Cached;
 
 /// Most iovecs the kernel takes in one message (`UIO_MAXIOV`).
 const IOVECS_MAX: usize = 1024;
+/// Bytes after which a message takes no further iovec: the shard stands still while they are copied. One message of 1 MiB
+/// is dearer over TCP too: 256k reads at depth 16 took 220 us of CPU each with it, and 151 us with this.
+pub(super) const MESSAGE_MAX: usize = 128 << 10;
+/// Longest iovec, so that a message can end near [`MESSAGE_MAX`]; a little more than half of 256 KiB with their header, which
+/// so take two messages and not three.
+const IOVEC_MAX: usize = MESSAGE_MAX + (4 << 10);
 
 enum Piece {
     Scratch(Range<usize>),
@@ -137,6 +143,11 @@ impl Gather {
         self.buffers.pop()
     }
 
+    /// Whether the kernel takes all of it in one message.
+    pub fn is_one_message(&self) -> bool {
+        self.pieces.len() + self.length / IOVEC_MAX < IOVECS_MAX
+    }
+
     /// Forgets what was gathered; its buffers go back to the pool.
     pub fn clear(&mut self) {
         self.scratch.clear();
@@ -163,14 +174,16 @@ impl Gather {
                 Piece::Cached(index) => {
                     // No slice: what others do to the file may change these bytes at any time.
                     let cached = &self.cached[*index];
-                    let iov_base = cached.start().cast_mut().cast();
-                    self.iovecs.push(libc::iovec { iov_base, iov_len: cached.len() });
+                    for at in (0..cached.len()).step_by(IOVEC_MAX) {
+                        let iov_base = cached.start().wrapping_add(at).cast_mut().cast();
+                        self.iovecs.push(libc::iovec { iov_base, iov_len: IOVEC_MAX.min(cached.len() - at) });
+                    }
                     continue;
                 }
             };
-            if !bytes.is_empty() {
-                let base = bytes.as_ptr().cast_mut().cast();
-                self.iovecs.push(libc::iovec { iov_base: base, iov_len: bytes.len() });
+            for part in bytes.chunks(IOVEC_MAX) {
+                let base = part.as_ptr().cast_mut().cast();
+                self.iovecs.push(libc::iovec { iov_base: base, iov_len: part.len() });
             }
         }
     }
@@ -183,12 +196,20 @@ impl Gather {
         self.sent_iovecs < self.iovecs.len()
     }
 
-    /// The msghdr of what remains, valid while the gather is kept in its box.
-    pub(super) fn message(&mut self) -> *const libc::msghdr {
+    /// The msghdr of what is sent next, about `bytes_max` of it; valid while the gather is kept in its box, and how many bytes that is.
+    pub(super) fn message(&mut self, bytes_max: usize) -> (*const libc::msghdr, usize) {
         let rest = &mut self.iovecs[self.sent_iovecs..];
+        let (mut count, mut length) = (0, 0);
+        for iovec in rest.iter().take(IOVECS_MAX) {
+            if length >= bytes_max {
+                break;
+            }
+            count += 1;
+            length += iovec.iov_len;
+        }
         self.header.msg_iov = rest.as_mut_ptr();
-        self.header.msg_iovlen = rest.len().min(IOVECS_MAX);
-        &raw const self.header
+        self.header.msg_iovlen = count;
+        (&raw const self.header, length)
     }
 
     /// Notes that `count` bytes went out.

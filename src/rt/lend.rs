@@ -39,7 +39,8 @@ pub struct Lent {
 }
 
 impl Socket {
-    /// Sends everything gathered without copying it; answers once it is queued, with what was lent for it.
+    /// Sends everything gathered, which must be one message, without copying it; answers once it is queued, with what was
+    /// lent for it.
     ///
     /// # Errors
     /// The errno of `sendmsg(2)`, where a prefix may have been sent. `EOPNOTSUPP` and `EINVAL`: neither socket nor kernel
@@ -49,7 +50,7 @@ impl Socket {
         let length = gather.len();
         // MSG_WAITALL: the kernel resumes short sends itself.
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL | gather.flags()).unsigned_abs();
-        let message = gather.message();
+        let (message, _) = gather.message(usize::MAX);
         let sqe = opcode::SendMsgZc::new(types::Fd(self.fd().as_raw_fd()), message)
             .ioprio(REPORT_USAGE)
             .flags(flags)

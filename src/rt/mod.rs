@@ -16,6 +16,7 @@
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
+//! | `heavy` | what moves much waits in line |
 //! | [`mod@file`], [`net`], `lend`, [`timer`] | one function per opcode |
 //! | [`gather`], `buffer`, `buffer_ring`, `cached` | memory that travels |
 //! | [`sync`] | waiting for each other on one thread |
@@ -47,6 +48,7 @@ pub mod caps;
 pub mod fault;
 pub mod file;
 pub mod gather;
+mod heavy;
 mod lend;
 mod mood;
 pub mod net;
@@ -141,6 +143,9 @@ pub(crate) struct Shard {
     poller: RefCell<poll::Poller>,
     /// Tasks that let others have their turn first.
     yielded: RefCell<Vec<Waker>>,
+    heavy: heavy::Line,
+    /// Tasks that wait for that line to be empty.
+    behind_line: RefCell<Vec<Waker>>,
     writers: writer::Writers,
     polled: polled::Polled,
     faults: Option<fault::Faults>,
@@ -213,6 +218,22 @@ pub async fn next_turn() {
     .await;
 }
 
+/// The same, until every operation that moves much has been submitted as well, whoever asked for it: they go one at a time,
+/// and a caller who asks for many of them does not stand in line more than once.
+pub async fn line_empty() {
+    next_turn().await;
+    std::future::poll_fn(|context| {
+        with(|shard| {
+            if shard.heavy.is_empty() {
+                return std::task::Poll::Ready(());
+            }
+            shard.behind_line.borrow_mut().push(context.waker().clone());
+            std::task::Poll::Pending
+        })
+    })
+    .await;
+}
+
 /// Nanoseconds on the shard's monotonic clock when the loop last came back from the kernel: free of charge, and the time
 /// at which everything now being handled had arrived.
 pub fn now_ns() -> u64 {
@@ -276,6 +297,8 @@ impl Shard {
             remote,
             poller: RefCell::new(poll::Poller::new(config.poll)),
             yielded: RefCell::new(Vec::new()),
+            heavy: heavy::Line::default(),
+            behind_line: RefCell::new(Vec::new()),
             writers: writer::Writers::new(),
             polled: polled::Polled::default(),
             faults: config.faults.map(fault::Faults::new),
@@ -295,6 +318,10 @@ impl Shard {
                 patient.drain(..).for_each(Waker::wake);
                 self.run_rounds();
             }
+            if self.heavy.is_empty() && !self.behind_line.borrow().is_empty() {
+                self.behind_line.borrow_mut().drain(..).for_each(Waker::wake);
+                self.run_rounds();
+            }
             if let Some(output) = finished() {
                 return output;
             }
@@ -312,14 +339,20 @@ impl Shard {
 
     /// Whether there is something to do without waiting for the kernel.
     fn has_ready(&self) -> bool {
-        self.tasks.has_ready() || !self.yielded.borrow().is_empty() || self.polled.is_busy()
+        let waiting = !self.yielded.borrow().is_empty() || !self.behind_line.borrow().is_empty();
+        self.tasks.has_ready() || waiting || self.polled.is_busy()
     }
 
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
-        let ready = self.has_ready();
-        self.writers.end_turn(ready, &self.remote);
         let mut ring = self.ring.borrow_mut();
+        // Submitting comes before reaping in the kernel: what has arrived would wait for a heavy operation too.
+        let light = ring.pushed() > 0 || ring.has_work();
+        if let Some(sqe) = self.heavy.next(light) {
+            ring.push(&sqe);
+        }
+        let ready = self.has_ready() || !self.heavy.is_empty();
+        self.writers.end_turn(ready, &self.remote);
         let idle = !ready && ring.pushed() == 0;
         let mut poller = self.poller.borrow_mut();
         if ready {
@@ -400,6 +433,11 @@ impl Shard {
         self.ring.borrow_mut().push(&sqe);
     }
 
+    /// The same, for one that moves so many bytes.
+    fn push_weighed(&self, sqe: squeue::Entry, bytes: usize) {
+        if bytes < heavy::HEAVY_MIN { self.push(sqe) } else { self.heavy.push(sqe) }
+    }
+
     fn cancel(&self, key: u64) {
         self.push(opcode::AsyncCancel::new(key).build().user_data(USER_DATA_IGNORE));
     }
@@ -414,6 +452,10 @@ impl Shard {
         self.remote.close();
         self.tasks.clear();
         self.writers.hand_over(&self.remote);
+        // An operation that was never submitted would never complete.
+        while let Some(sqe) = self.heavy.next(false) {
+            self.push(sqe);
+        }
         // A letter to another shard may be among what was pushed last.
         self.ring.borrow().enter(0);
         let keys: Vec<u64> = self.ops.borrow().keys().collect();

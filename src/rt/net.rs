@@ -23,7 +23,7 @@ use super::buffer::Buffer;
 use super::buffer_ring::{GROUP, Received};
 use super::fault::Kind;
 use super::file::{checked, faults_planned, judge};
-use super::gather::Gather;
+use super::gather::{Gather, MESSAGE_MAX};
 use super::op::{Completion, Op, Stream};
 use super::sync::Event;
 
@@ -111,11 +111,12 @@ impl Socket {
             if faults_planned() && Box::pin(judge(Kind::Send, 1)).await.is_err() {
                 continue; // EINTR, EAGAIN: again
             }
-            let message = gather.message();
+            let (message, length) = gather.message(MESSAGE_MAX);
             let flags = (libc::MSG_NOSIGNAL | gather.flags()).unsigned_abs();
             let sqe = opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             let kept = (gather, Rc::clone(self));
-            let (completion, kept) = super::with(|shard| Op::submit(shard, sqe, kept)).await;
+            let op = super::with(|shard| Op::submit_weighed(shard, sqe, kept, length));
+            let (completion, kept) = op.await;
             gather = kept.0;
             match checked(completion.result) {
                 Ok(count) => {

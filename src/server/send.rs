@@ -57,7 +57,8 @@ async fn send(
     file: Option<Cached>,
     spares: &Spares,
 ) -> (io::Result<()>, Box<Gather>) {
-    let (mut result, gather) = if conn.link.lends.get() && gather.len() >= conn.shard.limits.send_zc_min {
+    let lends = conn.link.lends.get() && gather.len() >= conn.shard.limits.send_zc_min;
+    let (mut result, gather) = if lends && gather.is_one_message() {
         Box::pin(lend(conn, gather, spares)).await
     } else {
         conn.link.socket.send(gather).await

@@ -88,7 +88,7 @@ impl Compare {
 }
 
 /// The rows of a table that have these names, in the table's order; all of them where there are no names.
-fn chosen<T>(
+pub(crate) fn chosen<T>(
     table: &'static [T],
     names: &[String],
     name_of: fn(&T) -> &'static str,

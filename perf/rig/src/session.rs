@@ -174,7 +174,7 @@ fn versions(servers: &[&'static Server]) -> Vec<Version> {
 }
 
 /// The first line that a command prints.
-fn said(words: &[&str]) -> Option<String> {
+pub(crate) fn said(words: &[&str]) -> Option<String> {
     let (program, arguments) = words.split_first()?;
     let output = Command::new(program).args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
