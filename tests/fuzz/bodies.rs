@@ -7,8 +7,8 @@
 use ringnbd::proto::reply_decode::{Pending, Reply};
 use ringnbd::proto::{
     Admission, BlockSizes, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, ExportInfo,
-    Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, TransmissionFlags,
-    Violation, reply,
+    Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, SurveyConfig,
+    TransmissionFlags, Violation, Which, reply,
 };
 use smallvec::SmallVec;
 
@@ -133,12 +133,28 @@ pub(crate) fn dialer(input: &[u8]) {
         extended: wants & 2 == 0,
         structured: wants & 4 == 0,
         contexts: vec!["base:allocation".to_owned()],
+        tls: wants & 8 != 0,
     };
-    let mut dialer = Dialer::new(config);
+    let survey = SurveyConfig {
+        which: if wants & 1 == 0 { Which::All } else { Which::One("disk".to_owned()) },
+        extended: config.extended,
+        structured: config.structured,
+        tls: config.tls,
+        ..SurveyConfig::default()
+    };
+    let mut dialer = if wants & 16 == 0 { Dialer::new(config) } else { Dialer::survey(survey) };
     let (mut held, mut out) = (Vec::new(), Vec::new());
     for part in input.chunks(usize::from(*piece) + 1) {
         held.extend_from_slice(part);
-        let Ok((consumed, Dialed::Receive)) = dialer.advance(&held, &mut out) else { return };
+        let consumed = match dialer.advance(&held, &mut out) {
+            Ok((consumed, Dialed::Receive)) => consumed,
+            Ok((consumed, Dialed::Secure)) => {
+                assert!(consumed == held.len(), "bytes in the clear are taken for secret ones");
+                dialer.secured(&mut out);
+                consumed
+            }
+            _ => return,
+        };
         held.drain(..consumed);
         assert!(held.len() <= (64 << 10) + 300, "{} bytes are held back", held.len());
         assert!(out.len() <= 16384, "one step wrote {} bytes", out.len());
