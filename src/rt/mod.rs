@@ -16,9 +16,9 @@
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
-//! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
+//! | [`mod@file`], [`net`], [`timer`], `connect` | one function per opcode |
 //! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
-//! | [`sync`] | waiting for each other on one thread |
+//! | [`sync`], `join` | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
 //! | `mood` | whether a file system takes writes at once |
 //! | [`fault`] | faults on purpose |
@@ -42,9 +42,11 @@ mod blocking;
 mod buffer;
 mod buffer_ring;
 pub mod caps;
+mod connect;
 pub mod fault;
 pub mod file;
 pub mod gather;
+mod join;
 mod mood;
 pub mod net;
 mod op;
@@ -62,7 +64,9 @@ mod writer;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
+pub use connect::connect;
 pub use file::{FILES_MAX, File, Writes};
+pub use join::join_all;
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
@@ -179,6 +183,18 @@ where
     shard.wind_up();
     CURRENT.with(|current| current.borrow_mut().take());
     Ok(result)
+}
+
+/// Runs `future` on a shard of its own, made as [`Config::default`] says, on this thread: a program's `main` that needs
+/// nothing else of the runtime.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result<T, caps::Unsupported> {
+    run(&Config::default(), || future)
 }
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
