@@ -11,5 +11,11 @@
 mod malformed;
 #[path = "client/model.rs"]
 mod model;
+#[path = "client/program.rs"]
+mod program;
+#[path = "client/reconnect.rs"]
+mod reconnect;
 #[path = "client/script.rs"]
 mod script;
+#[path = "outside/wait.rs"]
+mod wait;
