@@ -1,16 +1,21 @@
 //! The client library from outside, as other people's programs use it.
 //!
 //! ```text
-//!   malformed  model     reconnect  discovery      others
-//!       |        |           |         |              |
-//!       '- script (a server by hand)   '- program (ringnbd, nbdkit, qemu-nbd, .. as processes)
+//!   malformed  model  reconnect       others  info
+//!        |       |       |  |            |      |
+//!        '-- script -----'  '---------- program
+//!            a server by hand           ringnbd, nbdkit, qemu-nbd, qemu-storage-daemon, nbd-server
 //! ```
 #![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
 
+#[path = "client/info.rs"]
+mod info;
 #[path = "client/malformed.rs"]
 mod malformed;
 #[path = "client/model.rs"]
 mod model;
+#[path = "client/others.rs"]
+mod others;
 #[path = "client/program.rs"]
 mod program;
 #[path = "client/reconnect.rs"]

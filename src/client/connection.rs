@@ -59,13 +59,14 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Says goodbye. A server that is gone already needs none.
-    pub(super) async fn leave(self) {
+    /// Says goodbye; a server that is gone already needs none. What was agreed on stays known.
+    pub async fn leave(self) -> Link {
         let (command, flags) = (Command::DISC, CommandFlags::NONE);
         let goodbye = Request { command, flags, cookie: 0, offset: 0, length: 0, payload: 0 };
         let mut gather = Box::new(Gather::new());
         gather.bytes(&goodbye.encode(self.link.dialect));
         let _ = self.socket.send(gather).await;
+        self.link
     }
 }
 

@@ -111,7 +111,7 @@ pub use uri::{Address, Uri, UriError};
 
 pub use crate::net::Inbox;
 pub use crate::proto::reply_decode::ReplyError;
-pub use crate::rt::Buffer;
+pub use crate::rt::{Buffer, block_on};
 
 use crate::proto::{BlockSizes, Errno, Link, TransmissionFlags};
 use crate::rt::sync::{Event, Semaphore};

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{PATIENCE, exit_within, pid_of, until};
 
@@ -88,6 +88,36 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A server that goes into the background by itself.
+pub(crate) struct Daemon {
+    pid: Pid,
+}
+
+impl Daemon {
+    #[track_caller]
+    pub(crate) fn start(socket: &Path, pid_file: &Path, program: &str, words: &[&str]) -> Self {
+        let status = Command::new(program).args(words).stdin(Stdio::null()).status();
+        assert!(
+            status
+                .unwrap_or_else(|error| panic!("{program}: {error} (tests/run installs the peers)"))
+                .success()
+        );
+        let mut pid = None;
+        until(program, || {
+            let text = fs::read_to_string(pid_file).unwrap_or_default();
+            pid = text.trim().parse().ok().and_then(Pid::from_raw);
+            pid.is_some() && UnixStream::connect(socket).is_ok()
+        });
+        Self { pid: pid.expect("it wrote its number") }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = kill_process(self.pid, Signal::TERM);
     }
 }
 

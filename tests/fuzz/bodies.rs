@@ -188,9 +188,47 @@ pub(crate) fn replies(input: &[u8]) {
     }
 }
 
+/// Replies of a server that sends anything, to a client with requests of every command in flight. What the session lets
+/// pass fits the request that it belongs to.
+pub(crate) fn session(input: &[u8]) {
+    let Some((&first, mut input)) = input.split_first() else { return };
+    let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first) % 3];
+    let mut session = ringnbd::client::Session::new(dialect, 8);
+    for command in [0, 1, 3, 4, 5, 6, 7].map(Command) {
+        let payload = if command == Command::WRITE { 1024 } else { 0 };
+        let request =
+            Request { command, flags: CommandFlags(0), cookie: 0, offset: 0, length: 1024, payload };
+        session.begin(request, &[7], 0_u64).expect("there is a slot");
+    }
+    while let Ok(Some((reply, consumed))) = Reply::decode(dialect, input) {
+        assert!(consumed > 0 && consumed <= input.len());
+        input = &input[consumed..];
+        let Ok(progress) = session.accept(&reply) else { return };
+        if let Some((offset, length)) = progress.data {
+            assert!(offset.checked_add(length).is_some_and(|end| end <= 1024), "data outside the request");
+            let received = session.note(reply.cookie).expect("it was accepted");
+            *received += length;
+            assert!(*received <= 1024, "more data than was asked for");
+            input = input.get(usize::try_from(length).unwrap_or(usize::MAX)..).unwrap_or_default();
+        }
+        if progress.ended.is_some() {
+            assert!(session.end(reply.cookie).is_some() && session.end(reply.cookie).is_none());
+            assert!(session.accept(&reply).is_err(), "a reply after the last");
+        }
+    }
+}
+
 /// The operator's words.
 pub(crate) fn words(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let _ = ringnbd::backend::ExportSpec::parse(text);
     let _ = ringnbd::net::listen::Listen::parse(text);
+    if let Ok(uri) = ringnbd::client::Uri::parse(text) {
+        let printed = uri.to_string();
+        // A relative path is printed as an absolute one.
+        assert!(
+            ringnbd::client::Uri::parse(&printed).is_ok_and(|again| again.export == uri.export),
+            "{printed}"
+        );
+    }
 }
