@@ -21,7 +21,7 @@ fn pairs() -> Vec<(HandshakeConfig, DialerConfig)> {
         for (extended, structured) in [(true, true), (false, true), (false, false)] {
             let contexts = contexts();
             let export = export.to_owned();
-            pairs.push((fixed.clone(), DialerConfig { export, extended, structured, contexts }));
+            pairs.push((fixed.clone(), DialerConfig { export, extended, structured, contexts, tls: false }));
         }
     }
     pairs

@@ -17,9 +17,9 @@
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
 //! | `heavy` | what moves much waits in line |
-//! | [`mod@file`], [`net`], `lend`, [`timer`] | one function per opcode |
+//! | [`mod@file`], [`net`], `lend`, [`timer`], `connect` | one function per opcode |
 //! | [`gather`], `buffer`, `buffer_ring`, `cached` | memory that travels |
-//! | [`sync`] | waiting for each other on one thread |
+//! | [`sync`], `join` | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
 //! | `mood` | whether a file system takes writes at once |
 //! | [`fault`] | faults on purpose |
@@ -45,10 +45,12 @@ mod buffer;
 mod buffer_ring;
 mod cached;
 pub mod caps;
+mod connect;
 pub mod fault;
 pub mod file;
 pub mod gather;
 mod heavy;
+mod join;
 mod lend;
 mod mood;
 pub mod net;
@@ -69,7 +71,9 @@ pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
 pub use cached::{Cached, CachedFile};
+pub use connect::connect;
 pub use file::{FILES_MAX, File, Writes};
+pub use join::join_all;
 pub use lend::Lent;
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
@@ -197,6 +201,18 @@ where
     shard.wind_up();
     CURRENT.with(|current| current.borrow_mut().take());
     Ok(result)
+}
+
+/// Runs `future` on a shard of its own, made as [`Config::default`] says, on this thread: a program's `main` that needs
+/// nothing else of the runtime.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result<T, caps::Unsupported> {
+    run(&Config::default(), || future)
 }
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.

@@ -150,6 +150,7 @@ pub(crate) fn meet(server: HandshakeConfig, client: DialerConfig, wires: [Wire; 
                     held.drain(..consumed);
                     link = Some(Ok(*linked));
                 }
+                Ok((_, other)) => panic!("{other:?}"),
                 Err(error) => link = Some(Err(error)),
             }
         }
