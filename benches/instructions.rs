@@ -32,7 +32,7 @@ use ringnbd::proto::{
     TransmissionFlags, reply,
 };
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Limits, Sending, Server};
 use smallvec::SmallVec;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
@@ -159,6 +159,8 @@ fn serve(depth: usize, count: u64) -> anyhow::Result<()> {
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
+        sqpoll: None,
+        sending: Sending::default(),
         oldstyle: true,
         limits: Limits::default(),
     })?;

@@ -97,6 +97,8 @@ fn main() -> ExitCode {
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
+        sqpoll: None,
+        sending: ringnbd::server::Sending::default(),
         oldstyle: true,
         limits: Limits::default(),
     };

@@ -62,6 +62,8 @@ pub(super) struct Disk {
     /// The path, for the log.
     pub(super) label: String,
     pub(super) known: KnownData,
+    /// For replies sent from the page cache; `None` where there is none or we are not told what it holds.
+    pub(super) cached: Option<Arc<rt::CachedFile>>,
     pub(super) lacks_punch: AtomicBool,
     pub(super) lacks_zero_range: AtomicBool,
     /// The errno of the first sync that failed, 0 if none did.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::{log, report::Report, start, value, value::AutoOr, value::When, watch};
+use super::value::{AutoOff, AutoOr, When, ZeroCopy};
+use super::{log, report::Report, start, value, watch};
 use crate::backend::ExportSpec;
 use crate::net::listen::Listen;
 
@@ -93,6 +94,24 @@ pub(super) struct Serve {
     /// auto looks while at least half of the looks find something, and hardly ever when they do not.
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Limits")]
     pub(super) poll: When,
+
+    /// Let a kernel thread for each shard take what it submits, without system calls (SQPOLL)
+    ///
+    /// For machines with processors to spare: the thread burns one until nothing was submitted for this long.
+    #[arg(long, value_name = "IDLE", value_parser = value::duration_above_zero, help_heading = "Limits")]
+    pub(super) sqpoll: Option<Duration>,
+
+    /// How large reads are answered that the page cache holds
+    ///
+    /// auto: without a buffer of ours, by sendfile between machines and from a mapping of the file within
+    /// one. off: read into a buffer and sent. map, sendfile: this one everywhere. A write that overlaps a
+    /// read in flight may show in it, as the protocol allows.
+    #[arg(long, value_name = "HOW", value_enum, default_value = "auto", help_heading = "Limits")]
+    pub(super) zero_copy: ZeroCopy,
+
+    /// Send large replies to other machines without a copy (SENDMSG_ZC), until the kernel says that it made one
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Limits")]
+    pub(super) send_zc: AutoOff,
 
     /// Connections at a time; more are turned away
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]

@@ -11,9 +11,10 @@ use super::report::Report;
 use super::run::{self, Environment};
 use super::serve::Serve;
 use super::stats_socket::StatsSocket;
+use super::value::AutoOff;
 use super::watch::{self, Event, Events, Running};
 use crate::net::listen::{self, Listen, Listener, PORT};
-use crate::server::{Config, Limits, Server};
+use crate::server::{Config, Limits, Sending, Server};
 
 /// Connections that the kernel keeps until they are accepted; it lowers this to `net.core.somaxconn`.
 /// A burst of clients at boot is larger than the traditional 128.
@@ -45,6 +46,8 @@ pub(super) fn start(
         shards: serve.shards.0,
         pin: !serve.no_pin,
         poll: serve.poll.into(),
+        sqpoll: serve.sqpoll,
+        sending: Sending { zero_copy: serve.zero_copy.into(), send_zc: serve.send_zc == AutoOff::Auto },
         oldstyle: serve.oldstyle,
         limits: Limits {
             connections_max: serve.max_connections,

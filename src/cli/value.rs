@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::server::Poll;
+use crate::server::{self, Poll};
 
 /// `auto`, or how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,34 @@ impl From<When> for Poll {
             When::Auto => Self::Auto,
             When::Always => Self::Always,
             When::Never => Self::Never,
+        }
+    }
+}
+
+/// A thing tried where it may pay, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum AutoOff {
+    Auto,
+    Off,
+}
+
+/// How large cached reads are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ZeroCopy {
+    Auto,
+    Off,
+    Map,
+    #[value(name = "sendfile")]
+    SendFile,
+}
+
+impl From<ZeroCopy> for server::ZeroCopy {
+    fn from(way: ZeroCopy) -> Self {
+        match way {
+            ZeroCopy::Auto => Self::Auto,
+            ZeroCopy::Off => Self::Off,
+            ZeroCopy::Map => Self::Map,
+            ZeroCopy::SendFile => Self::SendFile,
         }
     }
 }

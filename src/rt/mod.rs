@@ -16,8 +16,8 @@
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
-//! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
-//! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
+//! | [`mod@file`], [`net`], `lend`, [`timer`] | one function per opcode |
+//! | [`gather`], `buffer`, `buffer_ring`, `cached` | memory that travels |
 //! | [`sync`] | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
 //! | `mood` | whether a file system takes writes at once |
@@ -41,10 +41,12 @@ use io_uring::{cqueue, opcode, squeue};
 mod blocking;
 mod buffer;
 mod buffer_ring;
+mod cached;
 pub mod caps;
 pub mod fault;
 pub mod file;
 pub mod gather;
+mod lend;
 mod mood;
 pub mod net;
 mod op;
@@ -62,7 +64,9 @@ mod writer;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
+pub use cached::{Cached, CachedFile};
 pub use file::{FILES_MAX, File, Writes};
+pub use lend::Lent;
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
@@ -95,6 +99,8 @@ pub struct Config {
     pub doorbell: Doorbell,
     /// Whether to look for completions before sleeping.
     pub poll: Poll,
+    /// Let a kernel thread take what is submitted; it sleeps after so long without work.
+    pub sqpoll: Option<Duration>,
     /// Faults to inject; `None` outside of tests.
     pub faults: Option<fault::Plan>,
 }
@@ -110,6 +116,7 @@ impl Default for Config {
             receive_buffer_size: 64 << 10,
             doorbell: Doorbell::Eventfd,
             poll: Poll::Never,
+            sqpoll: None,
             faults: None,
         }
     }
@@ -225,7 +232,8 @@ impl Shard {
     fn new(config: &Config) -> Result<Self, caps::Unsupported> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let other = caps::Unsupported::Other;
-        let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
+        let ring =
+            Ring::new(config.entries, config.sqpoll).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
         submitter
             .register_files_sparse(FILES_MAX)
@@ -306,7 +314,7 @@ impl Shard {
             if ring.pushed() > 0 || ring.has_work() {
                 ring.enter(0);
             }
-        } else if poller.polls() {
+        } else if poller.polls() && !self.writers.need_this_processor() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
             if ring.pushed() > 0 {
                 ring.enter(0);

@@ -36,6 +36,8 @@ fn panic_on_a_shard() {
         listeners: Vec::new(),
         shards: Some(2),
         pin: false,
+        sqpoll: None,
+        sending: crate::server::Sending::default(),
         poll: Poll::default(),
         oldstyle: false,
         limits: Limits::default(),
