@@ -32,7 +32,7 @@ use ringnbd::proto::{
     TransmissionFlags, reply,
 };
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Sending, Server};
+use ringnbd::server::{Config, Limits, Server};
 use smallvec::SmallVec;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
@@ -154,15 +154,11 @@ fn serve(depth: usize, count: u64) -> anyhow::Result<()> {
         .args([depth.to_string(), count.to_string()])
         .spawn()?;
     let server = Server::start(Config {
-        exports: vec![ExportSpec::parse("null:1G")?],
-        listeners,
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
-        sqpoll: None,
-        sending: Sending::default(),
         oldstyle: true,
-        limits: Limits::default(),
+        ..Config::new(vec![ExportSpec::parse("null:1G")?], listeners)
     })?;
     server.ended().wait();
     bail!("the server ended before its client")

@@ -91,16 +91,14 @@ fn clock_ns() -> f64 {
 fn main() -> ExitCode {
     let directory = tempfile::tempdir().expect("a directory for the socket");
     let path = directory.path().join("nbd.sock");
+    let exports = vec![ExportSpec::parse("null:1G").expect("a valid backend")];
+    let listeners = Listen::Unix(path.clone()).bind(16).expect("a socket to listen on");
     let config = Config {
-        exports: vec![ExportSpec::parse("null:1G").expect("a valid backend")],
-        listeners: Listen::Unix(path.clone()).bind(16).expect("a socket to listen on"),
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
-        sqpoll: None,
-        sending: ringnbd::server::Sending::default(),
         oldstyle: true,
-        limits: Limits::default(),
+        ..Config::new(exports, listeners)
     };
     let server = Server::start(config).expect("the server starts");
     let mut stream = UnixStream::connect(&path).expect("the server listens");

@@ -31,6 +31,8 @@ pub(super) enum Kind {
 pub(super) struct DirectAccess {
     /// The same file, opened with O_DIRECT.
     pub(super) fd: Arc<OwnedFd>,
+    /// Completions are looked for, `iopoll=on`.
+    pub(super) polled: bool,
     /// What offsets and lengths must be multiples of; a power of two.
     pub(super) align: u64,
     /// Where the part begins that only the page cache reaches, because the file ends inside a block; its end otherwise.

@@ -396,7 +396,13 @@ fn open_direct(
     if tail != end && options.strict {
         return Err(OpenError::StrictTail { path: path.to_owned(), whole: end - start, align });
     }
-    Ok(DirectAccess { fd: Arc::new(direct), align, tail, ranges: Arc::new(Ranges::default()) })
+    Ok(DirectAccess {
+        fd: Arc::new(direct),
+        polled: options.iopoll,
+        align,
+        tail,
+        ranges: Arc::new(Ranges::default()),
+    })
 }
 
 /// Opens the same file again: another open file description, with its own flags and error cursor.

@@ -33,6 +33,8 @@ Keys of an export:
                      or adaptive (the shard, threads once one was held up);
                      auto is ring where the file system lets it, else adaptive
   direct=on          O_DIRECT, around the page cache
+  iopoll=on          with direct=on: look for completions instead of taking
+                     interrupts; for devices with poll queues (NVMe)
   strict=on          refuse requests that are not aligned to the block size
   lock=off           do not keep other writers out
   rotational=on|off  what the disk is; without it the kernel is asked
@@ -100,6 +102,12 @@ pub(super) struct Serve {
     /// For machines with processors to spare: the thread burns one until nothing was submitted for this long.
     #[arg(long, value_name = "IDLE", value_parser = value::duration_above_zero, help_heading = "Limits")]
     pub(super) sqpoll: Option<Duration>,
+
+    /// Let the kernel look at network cards for so long before a shard sleeps (NAPI busy polling, Linux 6.9)
+    ///
+    /// Saves the interrupt on real cards, such as 50us; a loopback has none. Beside it --poll looks at the ring.
+    #[arg(long, value_name = "TIME", value_parser = value::duration_above_zero, help_heading = "Limits")]
+    pub(super) busy_poll: Option<Duration>,
 
     /// How large reads are answered that the page cache holds
     ///

@@ -47,6 +47,7 @@ pub(super) fn start(
         pin: !serve.no_pin,
         poll: serve.poll.into(),
         sqpoll: serve.sqpoll,
+        busy_poll: serve.busy_poll,
         sending: Sending { zero_copy: serve.zero_copy.into(), send_zc: serve.send_zc == AutoOff::Auto },
         oldstyle: serve.oldstyle,
         limits: Limits {

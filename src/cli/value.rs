@@ -65,16 +65,17 @@ impl From<ZeroCopy> for server::ZeroCopy {
     }
 }
 
-/// `10`, `10s`, `500ms`, `2m`, `1h`; a bare number is seconds, fractions are allowed.
+/// `10`, `10s`, `500ms`, `50us`, `2m`, `1h`; a bare number is seconds, fractions are allowed.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits_end);
     let seconds = match unit {
+        "us" => 1e-6,
         "ms" => 1e-3,
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("'{unit}' is not a unit of time: use ms, s, m or h")),
+        _ => return Err(format!("'{unit}' is not a unit of time: use us, ms, s, m or h")),
     };
     let number: f64 = number.parse().map_err(|_| "must be a time such as 10s, 500ms or 2m".to_owned())?;
     match Duration::try_from_secs_f64(number * seconds) {

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::op::{USER_DATA_DOORBELL, USER_DATA_IGNORE};
-use super::ring::Ring;
+use super::ring::{Mode, Ring};
 
 /// `IORING_REGISTER_SEND_MSG_RING` (6.13): a MSG_RING without a ring to send it from. Private in the io-uring crate.
 const REGISTER_SEND_MSG_RING: libc::c_uint = 31;
@@ -81,6 +81,11 @@ pub enum Unsupported {
         /// The limit, a number of descriptors.
         limit: u64,
     },
+    /// No busy polling of network cards.
+    #[error(
+        "network cards cannot be busy-polled here: {0}; that takes Linux 6.9 or newer: leave out --busy-poll"
+    )]
+    BusyPoll(io::Error),
     /// Anything else.
     #[error("io_uring cannot be set up: {0}")]
     Other(io::Error),
@@ -91,7 +96,7 @@ pub enum Unsupported {
 /// # Errors
 /// [`Unsupported`] when a shard could not run here.
 pub fn probe() -> Result<Capabilities, Unsupported> {
-    let ring = Ring::new(8, None).map_err(|error| explain(error, "a ring"))?;
+    let ring = Ring::new(8, Mode::Plain).map_err(|error| explain(error, "a ring"))?;
     let mut probe = Probe::new();
     ring.uring().submitter().register_probe(&mut probe).map_err(Unsupported::Other)?;
     Ok(Capabilities {
@@ -171,7 +176,7 @@ fn memory_lock_max() -> Option<u64> {
 /// Sends a message from a second ring to `target` and looks whether it arrives: kernels between 6.1 and 6.3 differ in
 /// how they treat a `DEFER_TASKRUN` target, and a doorbell that does not ring would hang the server.
 fn message_reaches_ring(target: &Ring) -> bool {
-    let Ok(mut sender) = Ring::new(8, None) else { return false };
+    let Ok(mut sender) = Ring::new(8, Mode::Plain) else { return false };
     let sqe = opcode::MsgRingData::new(types::Fd(target.uring().as_raw_fd()), 0, USER_DATA_DOORBELL, None)
         .build()
         .flags(squeue::Flags::empty())

@@ -15,6 +15,7 @@ use super::buffer::Buffer;
 use super::fault::{Kind, Verdict};
 use super::mood::Mood;
 use super::op::{Completion, Op};
+use super::polled::Polled;
 use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
@@ -41,6 +42,8 @@ struct Registered {
     fd: Arc<OwnedFd>,
     writes: Writes,
     mood: Mood,
+    /// Reads and writes go to the ring that is polled.
+    polled: bool,
 }
 
 /// Who carries out a write that need not be durable at once.
@@ -74,7 +77,20 @@ impl File {
             }
             Ok(slot)
         })?;
-        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, mood: Mood::default() }) })
+        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, mood: Mood::default(), polled: false }) })
+    }
+
+    /// The same for a file opened with O_DIRECT on a device whose queues are polled; `align` is the least it reads.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when the device has no such queues; else as [`File::register`].
+    pub fn register_polled(fd: Arc<OwnedFd>, align: usize) -> io::Result<Self> {
+        let mut file = Self::register(fd, Writes::Ring)?;
+        super::with(|shard| Polled::register(shard, &file.inner.fd, file.inner.slot, align))?;
+        if let Some(inner) = Rc::get_mut(&mut file.inner) {
+            inner.polled = true;
+        }
+        Ok(file)
     }
 
     /// The descriptor, for calls that have no opcode.
@@ -159,7 +175,15 @@ impl File {
         } else {
             opcode::Read::new(self.fixed(), start, length).offset(offset).build()
         };
-        transferred(submit(sqe, buffer).await)
+        transferred(self.transfer(sqe, buffer).await)
+    }
+
+    fn transfer(&self, sqe: squeue::Entry, buffer: Buffer) -> Op<Buffer> {
+        let polled = self.inner.polled;
+        super::with(|shard| match polled {
+            true => Op::submit_polled(shard, sqe, buffer),
+            false => Op::submit(shard, sqe, buffer),
+        })
     }
 
     async fn write_once(
@@ -207,7 +231,9 @@ impl File {
         } else {
             opcode::Write::new(self.fixed(), start, length).offset(offset).rw_flags(flags).build()
         };
-        transferred(submit(sqe, buffer).await)
+        // What is synced has to wait for more than the device's queue.
+        let op = if dsync { submit(sqe, buffer) } else { self.transfer(sqe, buffer) };
+        transferred(op.await)
     }
 
     /// Makes completed writes durable (`fdatasync(2)`).

@@ -12,7 +12,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`caps`] | what the kernel can do |
-//! | `ring` | the io_uring itself |
+//! | `ring`, `polled` | the io_uring itself, and one for files that are polled |
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use io_uring::types::Napi;
 use io_uring::{cqueue, opcode, squeue};
 
 mod blocking;
@@ -51,6 +52,7 @@ mod mood;
 pub mod net;
 mod op;
 mod poll;
+mod polled;
 mod remote;
 mod ring;
 pub mod sync;
@@ -73,7 +75,7 @@ pub use task::BLOCK_BYTES;
 pub use writer::{WRITERS, buffered_writes_wait};
 
 use op::{After, Completion, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
-use ring::Ring;
+use ring::{Mode, Ring};
 
 /// Rounds of tasks that wake each other before the ring gets its turn again.
 const ROUNDS_MAX: usize = 16;
@@ -101,6 +103,8 @@ pub struct Config {
     pub poll: Poll,
     /// Let a kernel thread take what is submitted; it sleeps after so long without work.
     pub sqpoll: Option<Duration>,
+    /// How long the kernel looks at network cards before it sleeps (`IORING_REGISTER_NAPI`, 6.9).
+    pub busy_poll: Option<Duration>,
     /// Faults to inject; `None` outside of tests.
     pub faults: Option<fault::Plan>,
 }
@@ -117,6 +121,7 @@ impl Default for Config {
             doorbell: Doorbell::Eventfd,
             poll: Poll::Never,
             sqpoll: None,
+            busy_poll: None,
             faults: None,
         }
     }
@@ -137,6 +142,7 @@ pub(crate) struct Shard {
     /// Tasks that let others have their turn first.
     yielded: RefCell<Vec<Waker>>,
     writers: writer::Writers,
+    polled: polled::Polled,
     faults: Option<fault::Faults>,
     started: Instant,
     now: Cell<u64>,
@@ -232,9 +238,14 @@ impl Shard {
     fn new(config: &Config) -> Result<Self, caps::Unsupported> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let other = caps::Unsupported::Other;
-        let ring =
-            Ring::new(config.entries, config.sqpoll).map_err(|error| caps::explain(error, "a ring"))?;
+        let mode = config.sqpoll.map_or(Mode::Plain, |idle| Mode::Thread { idle });
+        let ring = Ring::new(config.entries, mode).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
+        if let Some(longest) = config.busy_poll {
+            let longest_us = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
+            let mut napi = Napi::new().set_busy_poll_timeout(longest_us).set_prefer_busy_poll(true);
+            submitter.register_napi(&mut napi).map_err(caps::Unsupported::BusyPoll)?;
+        }
         submitter
             .register_files_sparse(FILES_MAX)
             .map_err(|error| caps::explain(error, "a ring's table of files"))?;
@@ -266,6 +277,7 @@ impl Shard {
             poller: RefCell::new(poll::Poller::new(config.poll)),
             yielded: RefCell::new(Vec::new()),
             writers: writer::Writers::new(),
+            polled: polled::Polled::default(),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
             now: Cell::new(0),
@@ -300,7 +312,7 @@ impl Shard {
 
     /// Whether there is something to do without waiting for the kernel.
     fn has_ready(&self) -> bool {
-        self.tasks.has_ready() || !self.yielded.borrow().is_empty()
+        self.tasks.has_ready() || !self.yielded.borrow().is_empty() || self.polled.is_busy()
     }
 
     /// Submits, and waits if there is nothing else to do.
@@ -353,6 +365,10 @@ impl Shard {
             for cqe in reaped.drain(..) {
                 self.complete(&cqe);
             }
+        }
+        self.polled.look(reaped);
+        for cqe in reaped.drain(..) {
+            self.complete(&cqe);
         }
     }
 

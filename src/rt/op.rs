@@ -175,6 +175,13 @@ impl<K: 'static> Op<K> {
         Self { key, kept: Some(kept), cancel: false }
     }
 
+    /// The same on the ring of files that are polled.
+    pub(super) fn submit_polled(shard: &Shard, sqe: squeue::Entry, kept: K) -> Self {
+        let key = shard.ops.borrow_mut().insert(State::InFlight, None);
+        shard.polled.push(&sqe.user_data(key as u64));
+        Self { key, kept: Some(kept), cancel: false }
+    }
+
     /// Submits a no-op that will answer `result`: how the fault layer fails an operation.
     pub(super) fn submit_replaced(shard: &Shard, result: i32, kept: K) -> Self {
         let key = shard.ops.borrow_mut().insert(State::InFlight, Some(result));

@@ -10,24 +10,37 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, squeue};
 
+/// Who submits and who completes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode {
+    /// Both when the kernel is entered.
+    Plain,
+    /// A kernel thread, which sleeps after `idle` without work (`IORING_SETUP_SQPOLL`).
+    Thread { idle: Duration },
+    /// Whoever enters looks at the devices (`IORING_SETUP_IOPOLL`): direct reads and writes, nothing else.
+    Polled,
+}
+
 /// A ring owned by the thread that built it.
 pub(super) struct Ring {
     uring: IoUring,
 }
 
 impl Ring {
-    /// Builds a ring with room for `entries` SQEs and four times as many CQEs. With `sqpoll` a kernel thread takes SQEs, and
-    /// sleeps after so long without any.
+    /// Builds a ring with room for `entries` SQEs and four times as many CQEs.
     ///
     /// # Errors
     /// `ENOSYS`/`EPERM` where io_uring is absent or disabled, `ENOMEM` where `RLIMIT_MEMLOCK` is too small, `EINVAL`
     /// on kernels before 6.1; [`super::caps`] puts them into words.
-    pub(super) fn new(entries: u32, sqpoll: Option<Duration>) -> io::Result<Self> {
+    pub(super) fn new(entries: u32, mode: Mode) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_submit_all().setup_cqsize(entries * 4);
-        match sqpoll {
-            Some(idle) => builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX)),
-            None => builder.setup_defer_taskrun().setup_taskrun_flag(),
+        match mode {
+            Mode::Plain => builder.setup_defer_taskrun().setup_taskrun_flag(),
+            Mode::Thread { idle } => {
+                builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX))
+            }
+            Mode::Polled => builder.setup_iopoll().setup_defer_taskrun(),
         };
         let uring = builder.build(entries)?;
         // Saves the kernel an fdget per enter (5.18). Only a convenience: no table, no harm.

@@ -27,7 +27,7 @@ use io_uring::{opcode, types};
 
 use super::op::{Completion, Op};
 use super::remote::Remote;
-use super::ring::Ring;
+use super::ring::{Mode, Ring};
 use super::{Shard, buffer::Buffer};
 use crate::sys;
 
@@ -195,7 +195,7 @@ pub(super) fn submit(
 /// system in question whose content is of no interest.
 pub fn buffered_writes_wait(scratch: &OwnedFd) -> bool {
     static BYTES: [u8; 512] = [0; 512];
-    let Ok(mut ring) = Ring::new(4, None) else { return false };
+    let Ok(mut ring) = Ring::new(4, Mode::Plain) else { return false };
     let mut reaped = Vec::with_capacity(1);
     // The first try may be sent away only because space is to be allocated; the worker sees to that.
     for _ in 0..4 {

@@ -21,12 +21,32 @@ pub struct Config {
     pub poll: Poll,
     /// Let a kernel thread take what shards submit; it sleeps after so long without work.
     pub sqpoll: Option<Duration>,
+    /// How long the kernel looks at network cards before a shard sleeps.
+    pub busy_poll: Option<Duration>,
     /// How replies get into sockets.
     pub sending: Sending,
     /// Greet in the oldstyle; needs exactly one export.
     pub oldstyle: bool,
     /// Limits.
     pub limits: Limits,
+}
+
+impl Config {
+    /// A server of these exports on these sockets, everything else as it is by default.
+    pub fn new(exports: Vec<ExportSpec>, listeners: Vec<Listener>) -> Self {
+        Self {
+            exports,
+            listeners,
+            shards: None,
+            pin: true,
+            poll: Poll::default(),
+            sqpoll: None,
+            busy_poll: None,
+            sending: Sending::default(),
+            oldstyle: false,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// How replies get into sockets.

@@ -168,6 +168,7 @@ impl Server {
                 doorbell: Doorbell::choose(&server.capabilities),
                 poll: config.poll,
                 sqpoll: config.sqpoll,
+                busy_poll: config.busy_poll,
                 ..rt::Config::default()
             };
             let seed = Seed {

@@ -68,8 +68,9 @@ impl View {
         let mut pages = [0_u8; STEP];
         while at < end {
             let step = (end - at).min(STEP * PAGE);
-            // SAFETY: `at` is a page's start within the mapping, and `pages` has a byte for each page of the step.
-            let told = unsafe { libc::mincore(self.base.as_ptr().add(at).cast(), step, pages.as_mut_ptr()) };
+            let start = self.base.as_ptr().wrapping_add(at).cast();
+            // SAFETY: `start` is a page's start within the mapping, and `pages` has a byte for each page of the step.
+            let told = unsafe { libc::mincore(start, step, pages.as_mut_ptr()) };
             if told != 0 || pages[..step.div_ceil(page_size())].iter().any(|page| page & 1 == 0) {
                 return false;
             }
