@@ -217,7 +217,7 @@ impl Run<'_> {
             write: client.write,
             server_cpu_us: spent.server.as_secs_f64() * 1e6 / float(client.requests),
             client_cpu_us: client.client_cpu_us,
-            rss_kib: seen.rss_kib,
+            memory_kib: seen.memory_kib,
             voluntary_switches: seen.voluntary,
             involuntary_switches: seen.involuntary,
         };
