@@ -78,7 +78,7 @@ pub(crate) struct Curves {
     rounds: u32,
 
     /// Length of each sample
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.7)]
     seconds: f64,
 
     /// Where reports go
@@ -142,7 +142,7 @@ impl Curves {
         let report = Report {
             date: said(&["date", "--utc", "+%Y-%m-%d-%H%M%S"]).context("there is no date")?,
             commit: said(&["git", "describe", "--always", "--dirty"]).unwrap_or_else(|| "unknown".to_owned()),
-            machine: stage.machine.clone(),
+            machine: stage.machine,
             rounds: self.rounds,
             seconds: self.seconds,
             answers,

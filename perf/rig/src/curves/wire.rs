@@ -178,7 +178,7 @@ impl Drop for Crowd {
     fn drop(&mut self) {
         self.connections.clear();
         // The servers after this one shall raise the limit themselves.
-        let _ = setrlimit(Resource::Nofile, self.limit_before.clone());
+        let _ = setrlimit(Resource::Nofile, self.limit_before);
     }
 }
 
