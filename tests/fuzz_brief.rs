@@ -201,7 +201,13 @@ fn greetings() -> Vec<Vec<u8>> {
         cut(
             7,
             255,
-            &[greeting, reply(7, error, &[]), reply(3, 2, b"\0\0\0\x04disk"), reply(3, 1, &[]), vec![0; 10]],
+            &[
+                greeting.clone(),
+                reply(7, error, &[]),
+                reply(3, 2, b"\0\0\0\x04disk"),
+                reply(3, 1, &[]),
+                vec![0; 10],
+            ],
         ),
         cut(6, 255, std::slice::from_ref(&oldstyle)),
         cut(16, 255, &[oldstyle]),
@@ -210,14 +216,7 @@ fn greetings() -> Vec<Vec<u8>> {
         cut(
             18,
             7,
-            &[
-                greeting.clone(),
-                reply(8, 1, &[]),
-                list(),
-                surveyed(),
-                reply(9, 1, &[]),
-                reply(6, error, b"no"),
-            ],
+            &[greeting, reply(8, 1, &[]), list(), surveyed(), reply(9, 1, &[]), reply(6, error, b"no")],
         ),
         cut(6, 0, &[b"NBDMAGICIHAVEOPT\x00\x00".to_vec(), vec![0; 134]]),
     ]

@@ -125,8 +125,7 @@ impl Info {
     fn print_map(&self, context: String) -> anyhow::Result<ExitCode> {
         let (uri, wanted) = (self.uri.clone(), context.clone());
         let (size, extents) = client::block_on(async move {
-            let mut options = Options::default();
-            options.contexts = vec![wanted.clone()];
+            let options = Options { contexts: vec![wanted.clone()], ..Options::default() };
             let client = Client::open(&uri, options).await?;
             let extents = client.extents(&wanted, 0, client.size()).await?;
             client.disconnect().await;

@@ -12,11 +12,11 @@
 //! * A caller that stops waiting leaves its slot behind, which is freed by the reply: cookies are not used again before.
 //! * When the connection breaks, every call ends: those in flight have [`Fault::Lost`] for an outcome.
 
+mod call;
+
 use std::cell::{Cell, RefCell};
-use std::future::{self, Future};
-use std::pin::Pin;
+use std::future;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -30,6 +30,7 @@ use crate::rt::gather::Gather;
 use crate::rt::net::Socket;
 use crate::rt::sync::{Either, Event, Queue, Semaphore, select};
 use crate::rt::{self, Buffer, timer};
+use call::{Answer, Call, Loan, Permit, Queued};
 
 /// Bytes gathered for one send, so that the first request of a large batch does not wait for the last.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -80,20 +81,6 @@ pub(super) enum End {
     Lost(String),
     /// The server made no sense.
     Violation(Violation),
-}
-
-/// A call in flight.
-struct Call {
-    buffer: Option<Buffer>,
-    /// The buffer is with the send or the receive task.
-    lent: bool,
-    /// The payload of a filtered BLOCK_STATUS.
-    filter: SmallVec<[u8; 16]>,
-    outcome: Option<Result<(), Fault>>,
-    told: Told,
-    waker: Option<Waker>,
-    abandoned: bool,
-    started_ns: u64,
 }
 
 /// A connection in transmission.
@@ -404,101 +391,6 @@ impl Pipelined {
 fn range(start: u64, offset: u64, length: u64) -> std::ops::Range<usize> {
     let at = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
     at..at.saturating_add(usize::try_from(length).unwrap_or(usize::MAX))
-}
-
-/// A call's buffer in the hands of a task. When the task is dropped in the middle the buffer is gone with the operation
-/// that holds it, and the call ends without.
-struct Loan<'a> {
-    pipelined: &'a Pipelined,
-    cookie: u64,
-}
-
-impl Loan<'_> {
-    fn give_back(self, buffer: Buffer) {
-        if let Some(call) = self.pipelined.session.borrow_mut().note(self.cookie) {
-            call.buffer = Some(buffer);
-        }
-    }
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        if let Some(call) = self.pipelined.session.borrow_mut().note(self.cookie) {
-            call.lent = false;
-        }
-        self.pipelined.settle(self.cookie);
-    }
-}
-
-/// Counts a caller that waits for the window.
-struct Queued<'a>(&'a Cell<usize>);
-
-impl<'a> Queued<'a> {
-    fn enter(waiting: &'a Cell<usize>) -> Self {
-        waiting.set(waiting.get() + 1);
-        Self(waiting)
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-/// A place in the window.
-struct Permit<'a>(Option<&'a Pipelined>);
-
-impl Permit<'_> {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        if let Some(pipelined) = self.0 {
-            pipelined.free_slot();
-        }
-    }
-}
-
-/// Waits for a call's outcome.
-struct Answer<'a> {
-    pipelined: &'a Pipelined,
-    cookie: u64,
-}
-
-impl Future for Answer<'_> {
-    type Output = (Result<Told, Fault>, Option<Buffer>);
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut session = self.pipelined.session.borrow_mut();
-        let Some(call) = session.note(self.cookie) else { return Poll::Ready((Err(Fault::Lost), None)) };
-        if call.lent || call.outcome.is_none() {
-            match &mut call.waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                empty => *empty = Some(context.waker().clone()),
-            }
-            return Poll::Pending;
-        }
-        let ended = session.end(self.cookie);
-        drop(session);
-        self.pipelined.free_slot();
-        Poll::Ready(match ended {
-            Some((_, Call { outcome: Some(outcome), told, buffer, .. })) => (outcome.map(|()| told), buffer),
-            _ => (Err(Fault::Lost), None),
-        })
-    }
-}
-
-impl Drop for Answer<'_> {
-    fn drop(&mut self) {
-        if let Some(call) = self.pipelined.session.borrow_mut().note(self.cookie) {
-            call.abandoned = true;
-        }
-        self.pipelined.settle(self.cookie);
-    }
 }
 
 /// Sends until the connection has ended, or is left and nothing is in flight.

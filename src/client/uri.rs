@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -51,7 +52,14 @@ impl Address {
     /// The URI of an export here.
     pub fn uri(&self, export: &str) -> String {
         let place = match self.clone() {
-            Self::Tcp { host, port } => Listen::Tcp { host, port },
+            // The zone of an address: its % is written as such.
+            Self::Tcp { host, port } => match host.split_once('%') {
+                Some((ip, zone)) => {
+                    let whole = Listen::Tcp { host: ip.to_owned(), port }.uri(export);
+                    return whole.replacen(']', &format!("%25{zone}]"), 1);
+                }
+                None => Listen::Tcp { host, port },
+            },
             Self::Unix(path) => Listen::Unix(path),
             Self::Vsock { cid, port } => Listen::Vsock { cid, port },
         };
@@ -139,6 +147,16 @@ fn tcp(authority: &str) -> Result<Address, String> {
         return Err(format!("an IPv6 address stands in brackets: [{authority}]"));
     }
     let host = String::from_utf8(decode(host)?).map_err(|_| "the host is not UTF-8")?;
+    if authority.starts_with('[') {
+        let (ip, zone) = host.split_once('%').unwrap_or((&host, "0"));
+        let is_zone =
+            !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if ip.parse::<Ipv6Addr>().is_err() || !is_zone {
+            return Err(format!("[{host}] is not an IPv6 address"));
+        }
+    } else if host.contains(|c: char| c.is_control() || c.is_whitespace() || "%/?#@[]".contains(c)) {
+        return Err(format!("{host:?} is not the name of a host"));
+    }
     let host = if host.is_empty() { "localhost".to_owned() } else { host };
     let port =
         port.map_or(Ok(PORT), str::parse).map_err(|_| "the port is a number up to 65535".to_owned())?;
@@ -277,6 +295,8 @@ mod tests {
             ("nbd://h/#a", "%23"),
             ("nbd://::1/", "brackets"),
             ("nbd://[::1]2/", "[::1]:PORT"),
+            ("nbd://[::q]/", "not an IPv6 address"),
+            ("nbd://a%20b/", "name of a host"),
             ("nbd:h", "nbd:HOST:PORT"),
             ("nbd:h:", "nbd:HOST:PORT"),
             ("nbd:::1", "nbd:HOST:PORT"),

@@ -4,23 +4,34 @@ use std::future::{self, Future};
 use std::pin::Pin;
 use std::task::Poll;
 
+enum Place<F: Future> {
+    Running(Pin<Box<F>>),
+    Ready(F::Output),
+}
+
 /// Runs all `futures` at once; their outputs in the same order. Each wake-up polls all that are left, so this is for
 /// dozens, not for thousands.
 pub async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut places: Vec<(Option<Pin<Box<F>>>, Option<F::Output>)> =
-        futures.into_iter().map(|future| (Some(Box::pin(future)), None)).collect();
+    let mut places: Vec<_> =
+        futures.into_iter().map(|future| Some(Place::Running(Box::pin(future)))).collect();
     future::poll_fn(|context| {
         let mut left = false;
-        for (running, output) in &mut places {
-            if let Some(future) = running {
+        for place in &mut places {
+            if let Some(Place::Running(future)) = place {
                 match future.as_mut().poll(context) {
-                    Poll::Ready(ready) => (*running, *output) = (None, Some(ready)),
+                    Poll::Ready(output) => *place = Some(Place::Ready(output)),
                     Poll::Pending => left = true,
                 }
             }
         }
-        if left { Poll::Pending } else { Poll::Ready(()) }
+        if left {
+            return Poll::Pending;
+        }
+        let outputs = places.iter_mut().filter_map(|place| match place.take() {
+            Some(Place::Ready(output)) => Some(output),
+            _ => None,
+        });
+        Poll::Ready(outputs.collect())
     })
-    .await;
-    places.into_iter().filter_map(|(_, output)| output).collect()
+    .await
 }

@@ -83,7 +83,7 @@ fn unruly(peer: &mut Peer, size: u64, minimum: u64, seed: u64) -> io::Result<()>
     }
 }
 
-fn peek(peer: &mut Peer, first: &mut [u8; 1]) -> io::Result<usize> {
+fn peek(peer: &Peer, first: &mut [u8; 1]) -> io::Result<usize> {
     rustix::net::recv(&peer.stream, &mut first[..], rustix::net::RecvFlags::PEEK)
         .map(|(count, _)| count)
         .map_err(io::Error::from)

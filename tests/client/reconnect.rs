@@ -293,7 +293,7 @@ fn a_caller_that_stops_waiting_disturbs_nobody() {
     options.window = 2;
     with_client(&script.uri, options, |client| async move {
         let abandoned = client.read(0, Buffer::scratch(100_000));
-        rt::timer::deadline(Duration::from_millis(20), abandoned).await.err().expect("nobody answers");
+        rt::timer::deadline(Duration::from_millis(20), abandoned).await.expect_err("nobody answers");
         let mut target = [0; 512];
         client.read_at(0, &mut target).await.unwrap();
         assert_eq!(target, [2; 512]);

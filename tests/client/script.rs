@@ -67,6 +67,29 @@ impl Script {
         Self { uri: format!("nbd+unix:///?socket={}", path.display()), thread, _dir: dir }
     }
 
+    /// Serves `count` connections at once.
+    pub(crate) fn serve_at_once(
+        export: Export,
+        count: usize,
+        run: impl Fn(usize, &mut Peer) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let thread = thread::spawn(move || {
+            thread::scope(|scope| {
+                for number in 0..count {
+                    let (stream, _) = listener.accept().unwrap();
+                    let (run, mut peer) = (&run, Peer { stream, dialect: export.dialect });
+                    scope.spawn(move || {
+                        peer.shake_hands(export).and_then(|()| run(number, &mut peer)).unwrap();
+                    });
+                }
+            });
+        });
+        Self { uri: format!("nbd+unix:///?socket={}", path.display()), thread, _dir: dir }
+    }
+
     pub(crate) fn end(self) {
         self.thread.join().unwrap();
     }

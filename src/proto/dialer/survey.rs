@@ -223,7 +223,7 @@ impl Dialer {
                 found.export = Some((link.size, link.flags));
                 found.block = link.block;
                 found.canonical = link.name.take();
-                found.description = link.description.take().or(found.description.take());
+                found.description = link.description.take().or_else(|| found.description.take());
             }
         }
         self.survey_next(out);
@@ -281,10 +281,10 @@ impl Dialer {
         }
         let Some(survey) = &mut self.survey else { return Ok(()) };
         survey.remember(payload.len())?;
-        if let Some(found) = survey.found.get_mut(survey.at) {
-            if !found.contexts.iter().any(|known| known == name) {
-                found.contexts.push(name.to_owned());
-            }
+        if let Some(found) = survey.found.get_mut(survey.at)
+            && !found.contexts.iter().any(|known| known == name)
+        {
+            found.contexts.push(name.to_owned());
         }
         Ok(())
     }
