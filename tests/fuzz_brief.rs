@@ -181,6 +181,15 @@ fn greetings() -> Vec<Vec<u8>> {
     let context =
         || [reply(10, 4, &[&[0, 0, 0, 5][..], b"base:allocation"].concat()), reply(10, 1, &[])].concat();
     let greeting = b"NBDMAGICIHAVEOPT\x00\x03".to_vec();
+    let list = || {
+        let entry = |text: &[u8]| reply(3, 2, text);
+        [entry(b"\0\0\0\x04diska disk"), entry(b"\0\0\0\0"), reply(3, 1, &[])].concat()
+    };
+    let surveyed = || {
+        let context = [&[0, 0, 0, 0][..], b"base:allocation"].concat();
+        [reply(6, 3, &sizes), reply(6, 3, &export), reply(6, 1, &[]), reply(9, 4, &context), reply(9, 1, &[])]
+            .concat()
+    };
     let cut = |wants: u8, piece: u8, parts: &[Vec<u8>]| [vec![wants, piece], parts.concat()].concat();
     let oldstyle =
         [&b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53"[..], &[0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 5], &[0; 124]]
@@ -192,9 +201,23 @@ fn greetings() -> Vec<Vec<u8>> {
         cut(
             7,
             255,
-            &[greeting, reply(7, error, &[]), reply(3, 2, b"\0\0\0\x04disk"), reply(3, 1, &[]), vec![0; 10]],
+            &[
+                greeting.clone(),
+                reply(7, error, &[]),
+                reply(3, 2, b"\0\0\0\x04disk"),
+                reply(3, 1, &[]),
+                vec![0; 10],
+            ],
         ),
-        cut(6, 255, &[oldstyle]),
+        cut(6, 255, std::slice::from_ref(&oldstyle)),
+        cut(16, 255, &[oldstyle]),
+        cut(9, 31, &[greeting.clone(), reply(5, 1, &[]), reply(11, 1, &[]), context(), go()]),
+        cut(17, 255, &[greeting.clone(), reply(11, 1, &[]), surveyed(), surveyed()]),
+        cut(
+            18,
+            7,
+            &[greeting, reply(8, 1, &[]), list(), surveyed(), reply(9, 1, &[]), reply(6, error, b"no")],
+        ),
         cut(6, 0, &[b"NBDMAGICIHAVEOPT\x00\x00".to_vec(), vec![0; 134]]),
     ]
 }
@@ -255,6 +278,34 @@ fn reply_decoder_survives_any_server() {
 }
 
 #[test]
+fn session_survives_any_server() {
+    let reply = |dialect: u8, slot: u8, kind: u16, payload: &[u8]| {
+        let cookie = [&[0, 0, 0, 1][..], &[0, 0, 0, slot]].concat();
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        match dialect {
+            0 => [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..], &cookie, payload].concat(),
+            1 => {
+                [&[0x66, 0x8e, 0x33, 0xef, 0, 1][..], &kind.to_be_bytes(), &cookie, &length, payload].concat()
+            }
+            _ => {
+                let head = [&[0x6e, 0x8a, 0x27, 0x8c, 0, 1][..], &kind.to_be_bytes(), &cookie].concat();
+                [head, vec![0; 12], length.to_vec(), payload.to_vec()].concat()
+            }
+        }
+    };
+    let corpus: Vec<_> = (0..3)
+        .map(|dialect| {
+            let data = if dialect == 0 { vec![0; 1024] } else { vec![0; 1032] };
+            let mut replies = vec![reply(dialect, 0, 1, &data)];
+            replies.extend([1, 4, 3, 2, 5].map(|slot| reply(dialect, slot, 0, &[])));
+            replies.push(reply(dialect, 6, 0x8001, &[0, 0, 0, 5, 0, 0]));
+            [vec![dialect], replies.concat()].concat()
+        })
+        .collect();
+    drive("session", bodies::session, &corpus);
+}
+
+#[test]
 fn words_of_the_command_line_survive_anything() {
     let corpus: Vec<_> = [
         "data=block:/dev/sdb,offset=1M,size=2G,direct=on",
@@ -266,6 +317,10 @@ fn words_of_the_command_line_survive_anything() {
         "unix:/run/nbd.sock",
         "vsock:4294967295:10809",
         "ü=null:1K,hidden=off",
+        "nbd+unix:///a%20b?socket=/run/s",
+        "nbd://[::1]:10809//x",
+        "nbd:unix:/run/s:exportname=a",
+        "nbd+vsock://2:3/",
     ]
     .map(|word| word.as_bytes().to_vec())
     .into();

@@ -6,7 +6,7 @@ mod anything;
 mod pair;
 
 use pair::{Outcome, Wire, meet};
-use ringnbd::proto::{Dialect, DialerConfig, HandshakeConfig, Style, TransmissionFlags};
+use ringnbd::proto::{Dialect, DialerConfig, HandshakeConfig, Style, SurveyConfig, TransmissionFlags, Which};
 
 fn contexts() -> Vec<String> {
     ["base:allocation", "x-none:such", "qemu:allocation-depth"].map(str::to_owned).to_vec()
@@ -21,7 +21,7 @@ fn pairs() -> Vec<(HandshakeConfig, DialerConfig)> {
         for (extended, structured) in [(true, true), (false, true), (false, false)] {
             let contexts = contexts();
             let export = export.to_owned();
-            pairs.push((fixed.clone(), DialerConfig { export, extended, structured, contexts }));
+            pairs.push((fixed.clone(), DialerConfig { export, extended, structured, contexts, tls: false }));
         }
     }
     pairs
@@ -99,4 +99,42 @@ fn extended_headers_with_contexts_offer_filtered_block_status() {
     assert_eq!(link.description.as_deref(), Some("the disk of the tests"));
     assert_eq!(link.block.unwrap().minimum, 512);
     assert!(outcome.session.unwrap().alignment_agreed);
+}
+
+/// What a client that only looks around finds out is the same however its answers arrive.
+#[test]
+fn a_survey_is_the_same_wherever_it_is_cut() {
+    let fixed = HandshakeConfig::default();
+    let oldstyle = HandshakeConfig { style: Style::Oldstyle, ..HandshakeConfig::default() };
+    let one = |name: &str| SurveyConfig { which: Which::One(name.to_owned()), ..SurveyConfig::default() };
+    for (server, client) in [
+        (fixed.clone(), SurveyConfig::default()),
+        (fixed.clone(), SurveyConfig { extended: false, ..SurveyConfig::default() }),
+        (fixed.clone(), SurveyConfig { extended: false, structured: false, ..SurveyConfig::default() }),
+        (fixed.clone(), one("disk")),
+        (fixed, one("nobody")),
+        (oldstyle, SurveyConfig::default()),
+    ] {
+        let survey = |cut| pair::survey(server.clone(), client.clone(), cut);
+        let (found, length) = survey(usize::MAX);
+        match (&client.which, server.style) {
+            (_, Style::Oldstyle) => assert_eq!((found.len(), found[0].dialect), (1, None)),
+            (Which::All, _) => {
+                assert_eq!(found.iter().map(|found| found.name.as_str()).collect::<Vec<_>>(), ["disk", ""]);
+                assert_eq!(found[0].description.as_deref(), Some("the disk of the tests"));
+                let contexts: &[&str] = match found[0].dialect {
+                    Some(Dialect::Simple) => &[],
+                    _ => &["base:allocation", "qemu:allocation-depth"],
+                };
+                assert_eq!(found[0].contexts, contexts);
+                assert!(found.iter().all(|found| found.export.is_some_and(|(size, _)| size == 1 << 30)));
+            }
+            (Which::One(name), _) => {
+                assert_eq!((found.len(), found[0].export.is_some()), (1, name == "disk"))
+            }
+        }
+        for cut in 0..length {
+            assert_eq!(survey(cut).0, found, "{client:?} server's byte {cut}");
+        }
+    }
 }

@@ -4,8 +4,10 @@
 //!   main --> serve ----> start      options into a running server, its sockets and its pid file
 //!        |     |           '------> descriptors   room for as many as the connections need
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
-//!        |                 '------> report   the table, .hgrm files and the interval log
+//!        |                 |------> report   the table, .hgrm files and the interval log
+//!        |                 '------> stats_socket   histograms for those who ask
 //!        |-> bench                  load on a server, latency by percentile
+//!        |-> info                   what a server exports, what can be done with it, where the data is
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
@@ -16,6 +18,7 @@
 mod bench;
 mod completions;
 mod descriptors;
+mod info;
 mod log;
 mod man;
 mod pid_file;
@@ -24,6 +27,7 @@ mod report;
 mod run;
 mod serve;
 mod start;
+mod stats_socket;
 mod value;
 mod watch;
 
@@ -42,7 +46,7 @@ use clap::{Parser, Subcommand};
 Examples:
   ringnbd serve disk.img                    serve a file on tcp:127.0.0.1:10809
   ringnbd serve --help                      all about exports and options
-  nbdinfo nbd://127.0.0.1                   ask what is served there"
+  ringnbd info --list nbd://127.0.0.1       ask what is served there"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -53,6 +57,7 @@ struct Arguments {
 enum Words {
     Serve(Box<serve::Serve>),
     Bench(Box<bench::Bench>),
+    Info(info::Info),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -63,6 +68,7 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().subcommand {
         Words::Serve(serve) => serve.run(),
         Words::Bench(bench) => bench.run(),
+        Words::Info(info) => info.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),

@@ -1,12 +1,14 @@
 //! NBD URIs (`doc/uri.md` of the NBD project): `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`,
-//! `nbd+vsock://CID[:PORT]/EXPORT`.
+//! `nbd+vsock://CID[:PORT]/EXPORT`; and the forms from before there were any: `nbd:HOST:PORT[:exportname=NAME]`,
+//! `nbd:unix:PATH[:exportname=NAME]`, in which nothing is decoded.
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use crate::net::listen::PORT;
+use crate::net::listen::{Listen, PORT};
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +48,31 @@ pub struct UriError {
     fault: String,
 }
 
+impl Address {
+    /// The URI of an export here.
+    pub fn uri(&self, export: &str) -> String {
+        let place = match self.clone() {
+            // The zone of an address: its % is written as such.
+            Self::Tcp { host, port } => match host.split_once('%') {
+                Some((ip, zone)) => {
+                    let whole = Listen::Tcp { host: ip.to_owned(), port }.uri(export);
+                    return whole.replacen(']', &format!("%25{zone}]"), 1);
+                }
+                None => Listen::Tcp { host, port },
+            },
+            Self::Unix(path) => Listen::Unix(path),
+            Self::Vsock { cid, port } => Listen::Vsock { cid, port },
+        };
+        place.uri(export)
+    }
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address.uri(&self.export))
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -64,15 +91,25 @@ impl Uri {
     /// [`UriError`] says which part is wrong and what would be right.
     pub fn parse(text: &str) -> Result<Self, UriError> {
         let fail = |fault: String| UriError { uri: text.to_owned(), fault };
+        if let Some(rest) = text.strip_prefix("nbd:").filter(|rest| !rest.starts_with("//")) {
+            return legacy(rest).map_err(fail);
+        }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(fail("write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH".to_owned()));
         };
+        let scheme = scheme.to_ascii_lowercase();
+        if rest.contains('#') {
+            return Err(fail("NBD URIs have no fragment; write # itself as %23".to_owned()));
+        }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let export = String::from_utf8(decode(path).map_err(fail)?)
             .map_err(|_| fail("the export's name is not UTF-8".to_owned()))?;
         let socket = socket_of(query).map_err(fail)?;
-        let address = match (scheme, socket) {
+        if authority.contains('@') {
+            return Err(fail("a user name belongs to TLS, which is not supported yet".to_owned()));
+        }
+        let address = match (scheme.as_str(), socket) {
             ("nbd+unix", Some(path)) if authority.is_empty() => Address::Unix(path),
             ("nbd+unix", Some(_)) => {
                 return Err(fail(format!("nbd+unix has no host, yet here is {authority}")));
@@ -96,6 +133,9 @@ fn tcp(authority: &str) -> Result<Address, String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or("an IPv6 address ends with ]")?;
+            if !port.is_empty() && !port.starts_with(':') {
+                return Err(format!("{port} follows the address; write [{host}]:PORT"));
+            }
             (host, port.strip_prefix(':').filter(|port| !port.is_empty()))
         }
         None => match authority.rsplit_once(':') {
@@ -103,10 +143,45 @@ fn tcp(authority: &str) -> Result<Address, String> {
             None => (authority, None),
         },
     };
-    let host = if host.is_empty() { "localhost" } else { host };
+    if !authority.starts_with('[') && host.contains(':') {
+        return Err(format!("an IPv6 address stands in brackets: [{authority}]"));
+    }
+    let host = String::from_utf8(decode(host)?).map_err(|_| "the host is not UTF-8")?;
+    if authority.starts_with('[') {
+        let (ip, zone) = host.split_once('%').unwrap_or((&host, "0"));
+        let is_zone =
+            !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if ip.parse::<Ipv6Addr>().is_err() || !is_zone {
+            return Err(format!("[{host}] is not an IPv6 address"));
+        }
+    } else if host.contains(|c: char| c.is_control() || c.is_whitespace() || "%/?#@[]".contains(c)) {
+        return Err(format!("{host:?} is not the name of a host"));
+    }
+    let host = if host.is_empty() { "localhost".to_owned() } else { host };
     let port =
         port.map_or(Ok(PORT), str::parse).map_err(|_| "the port is a number up to 65535".to_owned())?;
-    Ok(Address::Tcp { host: host.to_owned(), port })
+    Ok(Address::Tcp { host, port })
+}
+
+/// What follows `nbd:` in the forms of old. A name may hold anything, colons too.
+fn legacy(text: &str) -> Result<Uri, String> {
+    let (place, export) = text.split_once(":exportname=").unwrap_or((text, ""));
+    let address = match place.strip_prefix("unix:") {
+        Some("") => return Err("nbd:unix: needs the path of a socket".to_owned()),
+        Some(path) => Address::Unix(path.into()),
+        None => {
+            let has_port = place
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !port.is_empty() && (!host.contains(':') || host.ends_with(']')));
+            if !has_port {
+                return Err(
+                    "write nbd:HOST:PORT, nbd:[IPV6]:PORT, nbd:unix:PATH or, better, nbd://HOST/".to_owned()
+                );
+            }
+            tcp(place)?
+        }
+    };
+    Ok(Uri { address, export: export.to_owned() })
 }
 
 fn vsock(authority: &str) -> Result<Address, String> {
@@ -131,6 +206,9 @@ fn socket_of(query: &str) -> Result<Option<PathBuf>, String> {
             "socket" if socket.is_some() => return Err("socket= is given twice".to_owned()),
             "socket" if value.is_empty() => return Err("socket= needs a path".to_owned()),
             "socket" => socket = Some(PathBuf::from(OsString::from_vec(decode(value)?))),
+            _ if key.starts_with("tls-") => {
+                return Err(format!("{key}= belongs to TLS, which is not supported yet"));
+            }
             _ => return Err(format!("{key}= is not a parameter of NBD URIs that we know (socket=)")),
         }
     }
@@ -172,9 +250,29 @@ mod tests {
             ("nbd://[::1]:2//a", "[::1]:2", "/a"),
             ("nbd+unix:///a%20b?socket=/tmp/s%25", "/tmp/s%", "a b"),
             ("nbd+vsock://2:3/x", "vsock:2:3", "x"),
+            ("NBD+TCP://h/%2Fa", "h:10809", "/a"),
+            ("nbd://[fe80::1%25eth0]/", "[fe80::1%eth0]:10809", ""),
+            ("nbd://h/ü", "h:10809", "ü"),
+            ("nbd:h:1", "h:1", ""),
+            ("nbd:[::1]:2:exportname=a:b%20", "[::1]:2", "a:b%20"),
+            ("nbd:unix:/run/s:exportname=x", "/run/s", "x"),
+            ("nbd:unix:/run/s:exportname=", "/run/s", ""),
         ];
         for (text, address, export) in cases {
             assert_eq!(parsed(text), (address.to_owned(), export.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again_as_the_same() {
+        for text in [
+            "nbd://h:1/a%20%2Fb",
+            "nbd+unix:///x%3Fy?socket=/run/a%20b",
+            "nbd+vsock://2:3/",
+            "nbd://[::1]:2/ü",
+        ] {
+            let uri = Uri::parse(text).unwrap();
+            assert_eq!(Uri::parse(&uri.to_string()), Ok(uri.clone()), "{text}: {uri}");
         }
     }
 
@@ -191,6 +289,19 @@ mod tests {
             ("nbd://[::1/", "]"),
             ("nbd://h/%zz", "%25"),
             ("nbds://h/", "TLS"),
+            ("nbds+unix:///?socket=/s", "TLS"),
+            ("nbd://me@h/", "TLS"),
+            ("nbd://h/?tls-certificates=/d", "TLS"),
+            ("nbd://h/#a", "%23"),
+            ("nbd://::1/", "brackets"),
+            ("nbd://[::1]2/", "[::1]:PORT"),
+            ("nbd://[::q]/", "not an IPv6 address"),
+            ("nbd://a%20b/", "name of a host"),
+            ("nbd:h", "nbd:HOST:PORT"),
+            ("nbd:h:", "nbd:HOST:PORT"),
+            ("nbd:::1", "nbd:HOST:PORT"),
+            ("nbd:h:x", "65535"),
+            ("nbd:unix:", "path"),
             ("http://h/", "http"),
         ];
         for (text, part) in cases {

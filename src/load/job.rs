@@ -14,7 +14,7 @@ use std::rc::Rc;
 use super::pace::{Due, Pace};
 use super::run::{Phase, Run};
 use super::sequence::{Draw, Sequence};
-use crate::proto::reply_decode::Pending;
+use crate::client::Session;
 use crate::proto::{Command, CommandFlags, Dialect, Reply, Request};
 use crate::rt::Buffer;
 
@@ -34,9 +34,8 @@ pub(super) enum Next {
     Leave,
 }
 
-/// A request in flight; its index is its cookie.
-struct Slot {
-    pending: Pending,
+/// What is kept of a request in flight.
+struct Note {
     /// What latency counts from.
     started_ns: u64,
     sent_ns: u64,
@@ -46,16 +45,13 @@ struct Slot {
 
 /// The state of one connection.
 pub(super) struct Job {
-    dialect: Dialect,
+    session: Session<Note>,
     fua: bool,
     largest_read: u32,
     sequence: Sequence,
     held: Option<Draw>,
     pace: Pace,
     last_start_ns: u64,
-    slots: Vec<Option<Slot>>,
-    /// Last in, first out: a shallow load touches few slots.
-    free: Vec<usize>,
     run: Rc<Run>,
 }
 
@@ -70,24 +66,21 @@ pub(super) struct Manner {
 
 impl Job {
     pub(super) fn new(manner: &Manner, sequence: Sequence, pace: Pace, run: Rc<Run>) -> Self {
-        let depth = manner.iodepth as usize;
         Self {
-            dialect: manner.dialect,
+            session: Session::new(manner.dialect, manner.iodepth),
             fua: manner.fua,
             largest_read: manner.request_max.min(READ_BACK_MAX),
             sequence,
             held: None,
             pace,
             last_start_ns: 0,
-            slots: (0..depth).map(|_| None).collect(),
-            free: (0..depth).rev().collect(),
             run,
         }
     }
 
     /// Requests in flight.
     pub(super) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.session.in_flight()
     }
 
     /// Requests that were due before `end_ns` and did not start.
@@ -107,7 +100,7 @@ impl Job {
 
     #[inline]
     fn next_of_load(&mut self, now_ns: u64) -> Next {
-        if self.free.is_empty() {
+        if self.session.is_full() {
             return Next::Wait;
         }
         let draw = *self.held.get_or_insert_with(|| self.sequence.draw());
@@ -139,7 +132,7 @@ impl Job {
     }
 
     fn next_read_back(&mut self, now_ns: u64) -> Next {
-        if self.free.is_empty() {
+        if self.session.is_full() {
             return Next::Wait;
         }
         let ledger = self.run.ledger.as_ref();
@@ -150,20 +143,19 @@ impl Job {
 
     #[inline]
     fn send(&mut self, draw: Draw, started_ns: u64, sent_ns: u64) -> Next {
-        let Some(index) = self.free.pop() else { return Next::Wait };
         let Draw { command, offset, length } = draw;
         let write = command == Command::WRITE;
         let length = u64::from(length);
         let request = Request {
             command,
             flags: if write && self.fua { CommandFlags::FUA } else { CommandFlags::NONE },
-            cookie: index as u64,
+            cookie: 0,
             offset,
             length,
             payload: if write { length } else { 0 },
         };
-        let pending = Pending::new(self.dialect, request, &[]);
-        self.slots[index] = Some(Slot { pending, started_ns, sent_ns, content: None });
+        let note = Note { started_ns, sent_ns, content: None };
+        let Some(request) = self.session.begin(request, &[], note) else { return Next::Wait };
         self.run.begin();
         Next::Send(request)
     }
@@ -174,18 +166,13 @@ impl Job {
     /// What the server did wrong, or could not do.
     #[inline]
     pub(super) fn accept(&mut self, reply: &Reply) -> Result<(Option<(u64, u64)>, bool), String> {
-        let index = usize::try_from(reply.cookie).unwrap_or(usize::MAX);
-        let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else {
-            return Err(format!("a reply with cookie {:#x}, which is not in flight", reply.cookie));
-        };
-        let progress = slot.pending.accept(reply).map_err(|violation| violation.to_string())?;
+        let progress = self.session.accept(reply).map_err(|violation| violation.to_string())?;
         match progress.ended {
             Some(Err(error)) => {
-                let request = slot.pending.request();
-                Err(format!(
-                    "{} of {} bytes at offset {} failed: {error}",
-                    request.command, request.length, request.offset
-                ))
+                let what = self.session.request(reply.cookie).map(|request| {
+                    format!("{} of {} bytes at offset {}", request.command, request.length, request.offset)
+                });
+                Err(format!("{} failed: {error}", what.unwrap_or_default()))
             }
             ended => Ok((progress.data, ended.is_some())),
         }
@@ -195,18 +182,16 @@ impl Job {
     /// is what holes are.
     pub(super) fn take_content(&mut self, cookie: u64) -> Option<(Buffer, u64)> {
         self.run.ledger.as_ref()?;
-        let slot = self.slots.get_mut(usize::try_from(cookie).ok()?)?.as_mut()?;
-        let request = slot.pending.request();
+        let request = self.session.request(cookie)?;
         let (offset, length) = (request.offset, usize::try_from(request.length).ok()?);
-        let content = slot.content.take().unwrap_or_else(|| zeroes(length));
+        let content = self.session.note(cookie)?.content.take().unwrap_or_else(|| zeroes(length));
         Some((content, offset))
     }
 
     /// Gives it back.
     pub(super) fn put_content(&mut self, cookie: u64, content: Buffer) {
-        let index = usize::try_from(cookie).unwrap_or(usize::MAX);
-        if let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) {
-            slot.content = Some(content);
+        if let Some(note) = self.session.note(cookie) {
+            note.content = Some(content);
         }
     }
 
@@ -216,11 +201,8 @@ impl Job {
     /// What was read is not what had to be there.
     #[inline]
     pub(super) fn end(&mut self, cookie: u64, now_ns: u64) -> Result<(), String> {
-        let index = usize::try_from(cookie).unwrap_or(usize::MAX);
-        let slot = self.slots.get_mut(index).and_then(Option::take);
-        let Some(Slot { pending, started_ns, sent_ns, content }) = slot else { return Ok(()) };
-        self.free.push(index);
-        let request = pending.request();
+        let Some((request, note)) = self.session.end(cookie) else { return Ok(()) };
+        let Note { started_ns, sent_ns, content } = note;
         let length = u32::try_from(request.length).unwrap_or(u32::MAX);
         if self.run.tally.counts(sent_ns) {
             self.run.tally.record(request.command, now_ns.saturating_sub(started_ns), length);

@@ -4,16 +4,20 @@
 //!   Greeting --oldstyle--------------------------------------------------> Linked
 //!      |  '--newstyle, not fixed-----------------------.
 //!      v                                               v
+//!   STARTTLS --ACK--> Secure (the caller brings up TLS), secured()
+//!      v                                               v
 //!   EXTENDED_HEADERS -> STRUCTURED_REPLY -> SET_META_CONTEXT -> GO ------> Linked
 //!      each may be refused; the next is what is left     | UNSUP             ^
-//!                                                        v                   |
-//!                                          LIST (is it there?) -> EXPORT_NAME
+//!                            |                           v                   |
+//!                            |             LIST (is it there?) -> EXPORT_NAME
+//!                            '--a survey: `survey`
 //! ```
 //!
 //! Failing, it writes ABORT as a courtesy where the server would understand it, and does not
 //! wait for the answer.
 
 mod replies;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +34,7 @@ use super::option::printable;
 use super::session::Dialect;
 use super::violation::Violation;
 use replies::{Payload, Reply};
+pub use survey::{Found, SurveyConfig, Which};
 
 /// What a client wants of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +47,13 @@ pub struct DialerConfig {
     pub structured: bool,
     /// Meta contexts to select, by full name.
     pub contexts: Vec<String>,
+    /// Go on under TLS or not at all.
+    pub tls: bool,
 }
 
 impl Default for DialerConfig {
     fn default() -> Self {
-        Self { export: String::new(), extended: true, structured: true, contexts: Vec::new() }
+        Self { export: String::new(), extended: true, structured: true, contexts: Vec::new(), tls: false }
     }
 }
 
@@ -74,8 +81,12 @@ pub struct Link {
 pub enum Dialed {
     /// Flush, then call [`Dialer::advance`] with what was not consumed and more.
     Receive,
+    /// Flush, bring up TLS on the socket, then call [`Dialer::secured`]. Nothing that came before may be used after.
+    Secure,
     /// Flush; the session begins with the next byte.
     Linked(Box<Link>),
+    /// Flush and close: the survey is over.
+    Surveyed(Vec<Found>),
 }
 
 /// Why there is no link.
@@ -104,6 +115,12 @@ pub enum DialError {
     /// The name does not fit the protocol.
     #[error("an export name is at most 4096 bytes without NUL")]
     Name,
+    /// TLS was wanted of a server that cannot begin it.
+    #[error("server speaks {0}, which has no TLS")]
+    NoTls(&'static str),
+    /// A list was wanted of a server that cannot give one.
+    #[error("server speaks newstyle that is not fixed, which cannot tell what it exports")]
+    NoList,
 }
 
 fn explain(reply: OptionReply) -> &'static str {
@@ -137,6 +154,8 @@ pub struct Dialer {
     /// Of the list that stands in for GO: entries seen, the wanted one among them.
     listed: Option<bool>,
     link: Link,
+    /// What to look at, where no export is to be opened.
+    survey: Option<Box<survey::Survey>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,8 +167,12 @@ enum State {
     Skip(OptionCode, OptionReply, u32),
     /// Waiting for the answer to EXPORT_NAME, which is no option reply.
     Named,
+    /// The caller brings up TLS.
+    Securing,
     /// GO succeeded.
     Linked,
+    /// All was looked at.
+    Surveyed,
     Over,
 }
 
@@ -157,7 +180,9 @@ enum State {
 enum Turn {
     Hungry,
     Again,
+    Secure,
     Linked,
+    Surveyed,
 }
 
 impl Dialer {
@@ -180,6 +205,21 @@ impl Dialer {
             told_export: false,
             listed: None,
             link,
+            survey: None,
+        }
+    }
+
+    /// Begins to look around, opening nothing.
+    pub fn survey(config: SurveyConfig) -> Self {
+        let SurveyConfig { which, extended, structured, contexts, tls } = config;
+        let config = DialerConfig { export: String::new(), extended, structured, contexts: Vec::new(), tls };
+        Self { survey: Some(Box::new(survey::Survey::new(which, contexts))), ..Self::new(config) }
+    }
+
+    /// TLS is up: the handshake goes on under it.
+    pub fn secured(&mut self, out: &mut Vec<u8>) {
+        if self.state == State::Securing {
+            self.ask_next(Some(OptionCode::STARTTLS), out);
         }
     }
 
@@ -189,7 +229,8 @@ impl Dialer {
         match self.state {
             State::Asked(option) | State::Skip(option, ..) => Some(option),
             State::Named => Some(OptionCode::EXPORT_NAME),
-            State::Greeting | State::Linked | State::Over => None,
+            State::Securing => Some(OptionCode::STARTTLS),
+            State::Greeting | State::Linked | State::Surveyed | State::Over => None,
         }
     }
 
@@ -201,6 +242,18 @@ impl Dialer {
             match self.turn(&mut cursor, out) {
                 Ok(Turn::Again) => {}
                 Ok(Turn::Hungry) => return Ok((cursor.consumed(), Dialed::Receive)),
+                // Whoever sits on the line may have put bytes before the secret ones.
+                Ok(Turn::Secure) if !cursor.is_empty() => {
+                    self.state = State::Over;
+                    let fault = "bytes follow in the clear";
+                    return Err(Violation::OptionReply { option: OptionCode::STARTTLS, fault }.into());
+                }
+                Ok(Turn::Secure) => return Ok((cursor.consumed(), Dialed::Secure)),
+                Ok(Turn::Surveyed) => {
+                    self.state = State::Over;
+                    let found = self.survey.take().map(|survey| survey.found()).unwrap_or_default();
+                    return Ok((cursor.consumed(), Dialed::Surveyed(found)));
+                }
                 Ok(Turn::Linked) => {
                     self.state = State::Over;
                     return Ok((cursor.consumed(), Dialed::Linked(Box::new(self.link.clone()))));
@@ -240,7 +293,9 @@ impl Dialer {
                 Ok(Turn::Again)
             }
             State::Named => Ok(self.named(cursor)),
+            State::Securing => Ok(Turn::Secure),
             State::Linked => Ok(Turn::Linked),
+            State::Surveyed => Ok(Turn::Surveyed),
             State::Over => Ok(Turn::Hungry),
         }
     }
@@ -260,21 +315,41 @@ impl Dialer {
                     return Ok(Turn::Hungry);
                 };
                 let flags = u16::try_from(flags).map_err(|_| Violation::OldstyleFlags(flags))?;
-                if !self.config.export.is_empty() {
-                    return Err(DialError::Nameless(self.config.export.clone()));
+                if self.config.tls {
+                    return Err(DialError::NoTls("oldstyle"));
+                }
+                let wanted =
+                    self.survey.as_ref().map_or(self.config.export.as_str(), |survey| survey.wanted());
+                if !wanted.is_empty() {
+                    return Err(DialError::Nameless(wanted.to_owned()));
                 }
                 (self.link.size, self.link.flags) = (size, TransmissionFlags(flags));
                 *cursor = ahead;
+                if self.survey.is_some() {
+                    self.surveyed_oldstyle(out);
+                    return Ok(Turn::Surveyed);
+                }
                 Ok(Turn::Linked)
             }
             OPTION_MAGIC => {
                 let Some(flags) = ahead.u16() else { return Ok(Turn::Hungry) };
                 *cursor = ahead;
-                let name = self.config.export.as_bytes();
+                let wanted =
+                    self.survey.as_ref().map_or(self.config.export.as_str(), |survey| survey.wanted());
+                let name = wanted.as_bytes();
                 if name.len() > super::consts::STRING_LENGTH_MAX || name.contains(&0) {
                     return Err(DialError::Name);
                 }
-                self.answer_flags(HandshakeFlags(flags), out);
+                let offered = HandshakeFlags(flags);
+                if !offered.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+                    if self.config.tls {
+                        return Err(DialError::NoTls("newstyle that is not fixed"));
+                    }
+                    if self.survey.is_some() {
+                        return Err(DialError::NoList);
+                    }
+                }
+                self.answer_flags(offered, out);
                 Ok(Turn::Again)
             }
             other => Err(Violation::GreetingMagic(other).into()),
@@ -297,7 +372,8 @@ impl Dialer {
 
     /// The option that follows `after`, skipping what was not asked for or cannot be had.
     fn ask_next(&mut self, after: Option<OptionCode>, out: &mut Vec<u8>) {
-        const ORDER: [OptionCode; 4] = [
+        const ORDER: [OptionCode; 5] = [
+            OptionCode::STARTTLS,
             OptionCode::EXTENDED_HEADERS,
             OptionCode::STRUCTURED_REPLY,
             OptionCode::SET_META_CONTEXT,
@@ -305,6 +381,7 @@ impl Dialer {
         ];
         let done = after.and_then(|after| ORDER.iter().position(|option| *option == after));
         let wanted = |option: &OptionCode| match *option {
+            OptionCode::STARTTLS => self.config.tls,
             OptionCode::EXTENDED_HEADERS => self.config.extended,
             OptionCode::STRUCTURED_REPLY => self.config.structured && self.link.dialect == Dialect::Simple,
             OptionCode::SET_META_CONTEXT => {
@@ -313,8 +390,10 @@ impl Dialer {
             _ => true,
         };
         let from = done.map_or(0, |at| at + 1);
-        let next = ORDER.into_iter().skip(from).find(wanted);
-        self.ask(next.unwrap_or(OptionCode::GO), out);
+        match ORDER.into_iter().skip(from).find(wanted).unwrap_or(OptionCode::GO) {
+            OptionCode::GO if self.survey.is_some() => self.survey_next(out),
+            next => self.ask(next, out),
+        }
     }
 
     fn ask(&mut self, option: OptionCode, out: &mut Vec<u8>) {
@@ -329,12 +408,7 @@ impl Dialer {
                     replies::push_counted(&mut payload, context.as_bytes());
                 }
             }
-            OptionCode::GO => {
-                replies::push_counted(&mut payload, name);
-                let wanted = [InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
-                payload.extend_from_slice(&[0, 3]);
-                payload.extend(wanted.iter().flat_map(|info| info.0.to_be_bytes()));
-            }
+            OptionCode::GO => push_info(&mut payload, name),
             _ => {}
         }
         send(out, option, &payload);
@@ -353,6 +427,14 @@ impl Dialer {
         *cursor = ahead;
         Turn::Linked
     }
+}
+
+/// What INFO and GO carry: a name and what is to be told of it.
+fn push_info(payload: &mut Vec<u8>, name: &[u8]) {
+    let wanted = [InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
+    replies::push_counted(payload, name);
+    payload.extend_from_slice(&[0, 3]);
+    payload.extend(wanted.iter().flat_map(|info| info.0.to_be_bytes()));
 }
 
 fn send(out: &mut Vec<u8>, option: OptionCode, payload: &[u8]) {

@@ -15,6 +15,7 @@ use super::buffer::Buffer;
 use super::fault::{Kind, Verdict};
 use super::mood::Mood;
 use super::op::{Completion, Op};
+use super::polled::Polled;
 use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
@@ -44,6 +45,8 @@ struct Registered {
     /// Around the page cache.
     direct: bool,
     mood: Mood,
+    /// Reads and writes go to the ring that is polled.
+    polled: bool,
 }
 
 /// Who carries out a write that need not be durable at once.
@@ -79,7 +82,22 @@ impl File {
         })?;
         let direct =
             rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT));
-        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, direct, mood: Mood::default() }) })
+        Ok(Self {
+            inner: Rc::new(Registered { slot, fd, writes, direct, mood: Mood::default(), polled: false }),
+        })
+    }
+
+    /// The same for a file opened with O_DIRECT on a device whose queues are polled; `align` is the least it reads.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when the device has no such queues; else as [`File::register`].
+    pub fn register_polled(fd: Arc<OwnedFd>, align: usize) -> io::Result<Self> {
+        let mut file = Self::register(fd, Writes::Ring)?;
+        super::with(|shard| Polled::register(shard, &file.inner.fd, file.inner.slot, align))?;
+        if let Some(inner) = Rc::get_mut(&mut file.inner) {
+            inner.polled = true;
+        }
+        Ok(file)
     }
 
     /// The descriptor, for calls that have no opcode.
@@ -166,7 +184,14 @@ impl File {
         } else {
             opcode::Read::new(self.fixed(), start, length).offset(offset).build()
         };
-        transferred(submit_weighed(sqe, buffer, length).await)
+        transferred(self.transfer(sqe, buffer, length).await)
+    }
+
+    fn transfer(&self, sqe: squeue::Entry, buffer: Buffer, length: u32) -> Op<Buffer> {
+        if self.inner.polled {
+            return super::with(|shard| Op::submit_polled(shard, sqe, buffer));
+        }
+        submit_weighed(sqe, buffer, length)
     }
 
     async fn write_once(
@@ -214,7 +239,9 @@ impl File {
         } else {
             opcode::Write::new(self.fixed(), start, length).offset(offset).rw_flags(flags).build()
         };
-        transferred(submit_weighed(sqe, buffer, length).await)
+        // What is synced has to wait for more than the device's queue.
+        let op = if dsync { submit_weighed(sqe, buffer, length) } else { self.transfer(sqe, buffer, length) };
+        transferred(op.await)
     }
 
     /// Makes completed writes durable (`fdatasync(2)`).

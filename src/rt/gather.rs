@@ -1,7 +1,7 @@
 //! One gathered message: small heads copied together, payloads by reference, all sent by one `sendmsg`.
 //!
 //! ```text
-//!   bytes(head) bytes(head) buffer(b0: head+payload) part(b1, range) ...
+//!   bytes(head) bytes(head) buffer(b0: head+payload) part(b1, range) cached(range of a file) ...
 //!   '---- one iovec ------' '------ one iovec -----' '- one iovec -'
 //! ```
 //!
@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::ptr;
 
 use super::buffer::Buffer;
+use super::cached::Cached;
 
 /// Most iovecs the kernel takes in one message (`UIO_MAXIOV`).
 const IOVECS_MAX: usize = 1024;
@@ -23,6 +24,7 @@ enum Piece {
     Framed(usize),
     Part(usize, Range<usize>),
     Blob(usize),
+    Cached(usize),
 }
 
 /// What one send hands to the kernel; owns everything it points to.
@@ -31,6 +33,8 @@ pub struct Gather {
     pieces: Vec<Piece>,
     buffers: Vec<Buffer>,
     blobs: Vec<Vec<u8>>,
+    cached: Vec<Cached>,
+    more: bool,
     length: usize,
     iovecs: Vec<libc::iovec>,
     sent_iovecs: usize,
@@ -60,6 +64,8 @@ impl Gather {
             pieces: Vec::new(),
             buffers: Vec::new(),
             blobs: Vec::new(),
+            cached: Vec::new(),
+            more: false,
             length: 0,
             iovecs: Vec::new(),
             sent_iovecs: 0,
@@ -117,9 +123,26 @@ impl Gather {
         self.blobs.push(bytes);
     }
 
+    /// Appends what the page cache holds of a file.
+    pub fn cached(&mut self, cached: Cached) {
+        self.length += cached.len();
+        self.pieces.push(Piece::Cached(self.cached.len()));
+        self.cached.push(cached);
+    }
+
+    /// Says that more follows at once, so that TCP need not send a small packet (`MSG_MORE`).
+    pub fn more_follows(&mut self) {
+        self.more = true;
+    }
+
     /// Takes back the buffer that was appended or held last, so that it can be sent again. Clear the gather then.
     pub fn reclaim(&mut self) -> Option<Buffer> {
         self.buffers.pop()
+    }
+
+    /// Whether the kernel takes all of it in one message.
+    pub fn is_one_message(&self) -> bool {
+        self.pieces.len() + self.length / IOVEC_MAX < IOVECS_MAX
     }
 
     /// Forgets what was gathered; its buffers go back to the pool.
@@ -128,6 +151,8 @@ impl Gather {
         self.pieces.clear();
         self.buffers.clear();
         self.blobs.clear();
+        self.cached.clear();
+        self.more = false;
         self.iovecs.clear();
         self.length = 0;
         self.sent_iovecs = 0;
@@ -143,6 +168,15 @@ impl Gather {
                 Piece::Framed(index) => self.buffers[*index].framed(),
                 Piece::Part(index, range) => &self.buffers[*index][range.clone()],
                 Piece::Blob(index) => &self.blobs[*index],
+                Piece::Cached(index) => {
+                    // No slice: what others do to the file may change these bytes at any time.
+                    let cached = &self.cached[*index];
+                    for at in (0..cached.len()).step_by(IOVEC_MAX) {
+                        let iov_base = cached.start().wrapping_add(at).cast_mut().cast();
+                        self.iovecs.push(libc::iovec { iov_base, iov_len: IOVEC_MAX.min(cached.len() - at) });
+                    }
+                    continue;
+                }
             };
             for part in bytes.chunks(IOVEC_MAX) {
                 let base = part.as_ptr().cast_mut().cast();
@@ -151,12 +185,16 @@ impl Gather {
         }
     }
 
+    pub(super) fn flags(&self) -> i32 {
+        if self.more { libc::MSG_MORE } else { 0 }
+    }
+
     pub(super) fn remains(&self) -> bool {
         self.sent_iovecs < self.iovecs.len()
     }
 
-    /// The msghdr of what is sent next, valid while the gather is kept in its box.
-    /// It ends with the iovec that reaches `enough` bytes.
+    /// The msghdr of what is sent next, valid while the gather is kept in its box. It ends with the iovec that reaches
+    /// `enough` bytes.
     pub(super) fn message(&mut self, enough: usize) -> *const libc::msghdr {
         let rest = &mut self.iovecs[self.sent_iovecs..];
         let (mut count, mut length) = (0, 0);

@@ -27,7 +27,7 @@ const OVERTAKEN_MAX: u32 = 3;
 /// Bytes of one piece where nobody is kept waiting: 256k reads at depth 16 over TCP took 220 us of CPU each when a message
 /// could have 1 MiB, 203 with 256 KiB, 151 with this.
 const PIECE: usize = 128 << 10;
-/// The same beside small requests: over TCP their p99 is 2 times what it is alone, and 3.5 times with [`PIECE`]; large reads
+/// The same beside small requests: over TCP their p99 is 2.9 times what it is alone, and 3.6 times with [`PIECE`]; large reads
 /// take a tenth more CPU.
 const PIECE_BESIDE: usize = 64 << 10;
 /// Heavy operations for which it is remembered that there was a small transfer.

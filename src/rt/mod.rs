@@ -12,14 +12,14 @@
 //! | file | holds |
 //! |---|---|
 //! | [`caps`] | what the kernel can do |
-//! | `ring` | the io_uring itself |
+//! | `ring`, `polled` | the io_uring itself, and one for files that are polled |
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
 //! | `heavy` | what moves much waits in line |
-//! | [`mod@file`], [`net`], [`timer`] | one function per opcode |
-//! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
-//! | [`sync`] | waiting for each other on one thread |
+//! | [`mod@file`], [`net`], `lend`, [`timer`], `connect` | one function per opcode |
+//! | [`gather`], `buffer`, `buffer_ring`, `cached` | memory that travels |
+//! | [`sync`], `join` | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
 //! | `mood` | whether a file system takes writes at once |
 //! | [`fault`] | faults on purpose |
@@ -37,20 +37,26 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use io_uring::types::Napi;
 use io_uring::{cqueue, opcode, squeue};
 
 mod blocking;
 mod buffer;
 mod buffer_ring;
+mod cached;
 pub mod caps;
+mod connect;
 pub mod fault;
 pub mod file;
 pub mod gather;
 mod heavy;
+mod join;
+mod lend;
 mod mood;
 pub mod net;
 mod op;
 mod poll;
+mod polled;
 mod remote;
 mod ring;
 pub mod sync;
@@ -64,14 +70,18 @@ mod writer;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
+pub use cached::{Cached, CachedFile};
+pub use connect::connect;
 pub use file::{FILES_MAX, File, Writes};
+pub use join::join_all;
+pub use lend::Lent;
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
 pub use writer::{WRITERS, buffered_writes_wait};
 
 use op::{After, Completion, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
-use ring::Ring;
+use ring::{Mode, Ring};
 
 /// Rounds of tasks that wake each other before the ring gets its turn again.
 const ROUNDS_MAX: usize = 16;
@@ -97,6 +107,10 @@ pub struct Config {
     pub doorbell: Doorbell,
     /// Whether to look for completions before sleeping.
     pub poll: Poll,
+    /// Let a kernel thread take what is submitted; it sleeps after so long without work.
+    pub sqpoll: Option<Duration>,
+    /// How long the kernel looks at network cards before it sleeps (`IORING_REGISTER_NAPI`, 6.9).
+    pub busy_poll: Option<Duration>,
     /// Faults to inject; `None` outside of tests.
     pub faults: Option<fault::Plan>,
 }
@@ -112,6 +126,8 @@ impl Default for Config {
             receive_buffer_size: 64 << 10,
             doorbell: Doorbell::Eventfd,
             poll: Poll::Never,
+            sqpoll: None,
+            busy_poll: None,
             faults: None,
         }
     }
@@ -135,6 +151,7 @@ pub(crate) struct Shard {
     /// Tasks that wait for that line to be empty.
     behind_line: RefCell<Vec<Waker>>,
     writers: writer::Writers,
+    polled: polled::Polled,
     faults: Option<fault::Faults>,
     started: Instant,
     now: Cell<u64>,
@@ -184,6 +201,18 @@ where
     shard.wind_up();
     CURRENT.with(|current| current.borrow_mut().take());
     Ok(result)
+}
+
+/// Runs `future` on a shard of its own, made as [`Config::default`] says, on this thread: a program's `main` that needs
+/// nothing else of the runtime.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result<T, caps::Unsupported> {
+    run(&Config::default(), || future)
 }
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
@@ -246,8 +275,14 @@ impl Shard {
     fn new(config: &Config) -> Result<Self, caps::Unsupported> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let other = caps::Unsupported::Other;
-        let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
+        let mode = config.sqpoll.map_or(Mode::Plain, |idle| Mode::Thread { idle });
+        let ring = Ring::new(config.entries, mode).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
+        if let Some(longest) = config.busy_poll {
+            let longest_us = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
+            let mut napi = Napi::new().set_busy_poll_timeout(longest_us).set_prefer_busy_poll(true);
+            submitter.register_napi(&mut napi).map_err(caps::Unsupported::BusyPoll)?;
+        }
         submitter
             .register_files_sparse(FILES_MAX)
             .map_err(|error| caps::explain(error, "a ring's table of files"))?;
@@ -281,6 +316,7 @@ impl Shard {
             heavy: heavy::Line::default(),
             behind_line: RefCell::new(Vec::new()),
             writers: writer::Writers::new(),
+            polled: polled::Polled::default(),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
             now: Cell::new(0),
@@ -319,7 +355,8 @@ impl Shard {
 
     /// Whether there is something to do without waiting for the kernel.
     fn has_ready(&self) -> bool {
-        self.tasks.has_ready() || !self.yielded.borrow().is_empty() || !self.behind_line.borrow().is_empty()
+        let waiting = !self.yielded.borrow().is_empty() || !self.behind_line.borrow().is_empty();
+        self.tasks.has_ready() || waiting || self.polled.is_busy()
     }
 
     /// Submits, and waits if there is nothing else to do.
@@ -338,7 +375,7 @@ impl Shard {
             if ring.pushed() > 0 || ring.has_work() {
                 ring.enter(0);
             }
-        } else if poller.polls() {
+        } else if poller.polls() && !self.writers.need_this_processor() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
             if ring.pushed() > 0 {
                 ring.enter(0);
@@ -377,6 +414,10 @@ impl Shard {
             for cqe in reaped.drain(..) {
                 self.complete(&cqe);
             }
+        }
+        self.polled.look(reaped);
+        for cqe in reaped.drain(..) {
+            self.complete(&cqe);
         }
     }
 

@@ -50,6 +50,11 @@ impl Socket {
         self.moved_ns.get()
     }
 
+    /// Notes that bytes moved now.
+    pub(super) fn moved(&self) {
+        self.moved_ns.set(super::now_ns());
+    }
+
     /// Ends both directions at once (`shutdown(2)`): operations in flight complete, the peer sees the end.
     pub fn shutdown(&self) {
         // ENOTCONN when the peer was faster; the outcome is the same.
@@ -87,7 +92,7 @@ impl Socket {
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
-                    self.moved_ns.set(super::now_ns());
+                    self.moved();
                 }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), buffer),
@@ -109,7 +114,7 @@ impl Socket {
                 continue; // EINTR, EAGAIN: again
             }
             let message = gather.message(super::with(|shard| shard.heavy.piece()));
-            let flags = libc::MSG_NOSIGNAL.unsigned_abs();
+            let flags = (libc::MSG_NOSIGNAL | gather.flags()).unsigned_abs();
             let sqe = opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             let kept = (gather, Rc::clone(self));
             let op = super::with(|shard| Op::submit_weighed(shard, sqe, kept, length));
@@ -118,7 +123,7 @@ impl Socket {
             match checked(completion.result) {
                 Ok(count) => {
                     gather.advance(count);
-                    self.moved_ns.set(super::now_ns());
+                    self.moved();
                 }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), gather),
@@ -128,7 +133,7 @@ impl Socket {
     }
 }
 
-fn is_retried(error: &io::Error) -> bool {
+pub(super) fn is_retried(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 

@@ -7,8 +7,8 @@
 use ringnbd::proto::reply_decode::{Pending, Reply};
 use ringnbd::proto::{
     Admission, BlockSizes, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, ExportInfo,
-    Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, TransmissionFlags,
-    Violation, reply,
+    Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, SurveyConfig,
+    TransmissionFlags, Violation, Which, reply,
 };
 use smallvec::SmallVec;
 
@@ -133,12 +133,28 @@ pub(crate) fn dialer(input: &[u8]) {
         extended: wants & 2 == 0,
         structured: wants & 4 == 0,
         contexts: vec!["base:allocation".to_owned()],
+        tls: wants & 8 != 0,
     };
-    let mut dialer = Dialer::new(config);
+    let survey = SurveyConfig {
+        which: if wants & 1 == 0 { Which::All } else { Which::One("disk".to_owned()) },
+        extended: config.extended,
+        structured: config.structured,
+        tls: config.tls,
+        ..SurveyConfig::default()
+    };
+    let mut dialer = if wants & 16 == 0 { Dialer::new(config) } else { Dialer::survey(survey) };
     let (mut held, mut out) = (Vec::new(), Vec::new());
     for part in input.chunks(usize::from(*piece) + 1) {
         held.extend_from_slice(part);
-        let Ok((consumed, Dialed::Receive)) = dialer.advance(&held, &mut out) else { return };
+        let consumed = match dialer.advance(&held, &mut out) {
+            Ok((consumed, Dialed::Receive)) => consumed,
+            Ok((consumed, Dialed::Secure)) => {
+                assert!(consumed == held.len(), "bytes in the clear are taken for secret ones");
+                dialer.secured(&mut out);
+                consumed
+            }
+            _ => return,
+        };
         held.drain(..consumed);
         assert!(held.len() <= (64 << 10) + 300, "{} bytes are held back", held.len());
         assert!(out.len() <= 16384, "one step wrote {} bytes", out.len());
@@ -172,9 +188,47 @@ pub(crate) fn replies(input: &[u8]) {
     }
 }
 
+/// Replies of a server that sends anything, to a client with requests of every command in flight. What the session lets
+/// pass fits the request that it belongs to.
+pub(crate) fn session(input: &[u8]) {
+    let Some((&first, mut input)) = input.split_first() else { return };
+    let dialect = [Dialect::Simple, Dialect::Structured, Dialect::Extended][usize::from(first) % 3];
+    let mut session = ringnbd::client::Session::new(dialect, 8);
+    for command in [0, 1, 3, 4, 5, 6, 7].map(Command) {
+        let payload = if command == Command::WRITE { 1024 } else { 0 };
+        let request =
+            Request { command, flags: CommandFlags(0), cookie: 0, offset: 0, length: 1024, payload };
+        session.begin(request, &[7], 0_u64).expect("there is a slot");
+    }
+    while let Ok(Some((reply, consumed))) = Reply::decode(dialect, input) {
+        assert!(consumed > 0 && consumed <= input.len());
+        input = &input[consumed..];
+        let Ok(progress) = session.accept(&reply) else { return };
+        if let Some((offset, length)) = progress.data {
+            assert!(offset.checked_add(length).is_some_and(|end| end <= 1024), "data outside the request");
+            let received = session.note(reply.cookie).expect("it was accepted");
+            *received += length;
+            assert!(*received <= 1024, "more data than was asked for");
+            input = input.get(usize::try_from(length).unwrap_or(usize::MAX)..).unwrap_or_default();
+        }
+        if progress.ended.is_some() {
+            assert!(session.end(reply.cookie).is_some() && session.end(reply.cookie).is_none());
+            assert!(session.accept(&reply).is_err(), "a reply after the last");
+        }
+    }
+}
+
 /// The operator's words.
 pub(crate) fn words(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let _ = ringnbd::backend::ExportSpec::parse(text);
     let _ = ringnbd::net::listen::Listen::parse(text);
+    if let Ok(uri) = ringnbd::client::Uri::parse(text) {
+        let printed = uri.to_string();
+        // A relative path is printed as an absolute one.
+        assert!(
+            ringnbd::client::Uri::parse(&printed).is_ok_and(|again| again.export == uri.export),
+            "{printed}"
+        );
+    }
 }

@@ -1,8 +1,8 @@
 //! A server and a client, and the wires between them.
 
 use ringnbd::proto::{
-    BlockSizes, DialError, Dialed, Dialer, DialerConfig, ExportInfo, Handshake, HandshakeConfig, Link,
-    Listing, Session, Step, TransmissionFlags, Violation,
+    BlockSizes, DialError, Dialed, Dialer, DialerConfig, ExportInfo, Found, Handshake, HandshakeConfig, Link,
+    Listing, Session, Step, SurveyConfig, TransmissionFlags, Violation,
 };
 
 /// The exports of every server in this file.
@@ -150,6 +150,7 @@ pub(crate) fn meet(server: HandshakeConfig, client: DialerConfig, wires: [Wire; 
                     held.drain(..consumed);
                     link = Some(Ok(*linked));
                 }
+                Ok((_, other)) => panic!("{other:?}"),
                 Err(error) => link = Some(Err(error)),
             }
         }
@@ -162,4 +163,25 @@ pub(crate) fn meet(server: HandshakeConfig, client: DialerConfig, wires: [Wire; 
         }
     }
     Outcome { link, session: server.session, violation, sent: [server_sent, client_sent] }
+}
+
+/// Lets a client look around, with the server's bytes cut once; what it found, and how many bytes the server sent.
+pub(crate) fn survey(server: HandshakeConfig, client: SurveyConfig, cut: usize) -> (Vec<Found>, usize) {
+    let mut server = Server::new(server);
+    server.receive(&[]).expect("a server can begin");
+    let mut dialer = Dialer::survey(client);
+    let wire = Wire::cut(cut);
+    let (mut held, mut sent) = (Vec::new(), 0);
+    loop {
+        let portion = wire.carry(&mut sent, &mut server.out);
+        assert!(!portion.is_empty(), "both wait, after {sent} bytes");
+        held.extend_from_slice(&portion);
+        let mut out = Vec::new();
+        match dialer.advance(&held, &mut out).expect("a survey of a good server") {
+            (consumed, Dialed::Receive) => drop(held.drain(..consumed)),
+            (_, Dialed::Surveyed(found)) => return (found, sent),
+            (_, other) => panic!("{other:?}"),
+        }
+        server.receive(&out).expect("good questions");
+    }
 }

@@ -67,7 +67,7 @@ impl Compare {
         let mut pictures = Vec::new();
         for cell in &results.cells {
             for (name, drawn) in
-                [("latency", picture::latency(&results, cell)), ("cpu", picture::cpu(&results, cell))]
+                [("latency", self.options.draw(&results, cell)), ("cpu", picture::cpu(&results, cell))]
             {
                 let Some(svg) = drawn? else { continue };
                 let name = format!("{}-{name}.svg", cell.name());

@@ -38,6 +38,7 @@ mod samples;
 mod servers;
 mod session;
 mod statistics;
+mod targets;
 mod workloads;
 
 use std::path::PathBuf;

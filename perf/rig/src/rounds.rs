@@ -14,11 +14,10 @@ use crate::child::{self, Child, Ended};
 use crate::disk::Disk;
 use crate::figures::{Figures, float};
 use crate::generator::{Abilities, Generator, Load, Target};
-use crate::hgrm;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::machine::Machine;
 use crate::procfs::{MachineTime, Stat, Watch, cpu_ticks};
-use crate::samples::{Cell, Curve, Noise, Sample, Settings};
+use crate::samples::{Cell, Noise, Sample, Settings};
 use crate::servers::{Place, Programs, Server};
 
 pub(crate) const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -108,7 +107,7 @@ impl Run<'_> {
         server: &Server,
         round: u32,
         can: Abilities,
-    ) -> anyhow::Result<(Figures, Noise, Option<Curve>)> {
+    ) -> anyhow::Result<(Figures, Noise, Option<String>)> {
         // What an earlier sample left when it failed shall not be taken for this one's.
         child::sweep();
         let home = self.disk.fresh_dir("server")?;
@@ -179,7 +178,7 @@ impl Run<'_> {
         load: &Load<'_>,
         can: Abilities,
         server: Option<u32>,
-    ) -> anyhow::Result<(Figures, Noise, Option<Curve>)> {
+    ) -> anyhow::Result<(Figures, Noise, Option<String>)> {
         let home = self.disk.fresh_dir("client")?;
         let words = load.words(&self.programs.ringnbd, can, &home)?;
         let mut watch = server.map(Watch::start);
@@ -218,7 +217,7 @@ impl Run<'_> {
             write: client.write,
             server_cpu_us: spent.server.as_secs_f64() * 1e6 / float(client.requests),
             client_cpu_us: client.client_cpu_us,
-            rss_kib: seen.rss_kib,
+            memory_kib: seen.memory_kib,
             voluntary_switches: seen.voluntary,
             involuntary_switches: seen.involuntary,
         };
@@ -300,11 +299,11 @@ pub(crate) fn last_words(home: &Path) -> String {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
 }
 
-/// Latency by percentile, where the generator left it: of several commands reads, else writes.
-fn curve(home: &Path) -> anyhow::Result<Option<Curve>> {
+/// Latency by percentile (`.hgrm`), where the generator left it: of several commands reads, else writes.
+fn curve(home: &Path) -> anyhow::Result<Option<String>> {
     let path = |command: &str| home.join(format!("latency{command}.hgrm"));
     let found = ["", ".read", ".write"].map(path).into_iter().find(|path| path.exists());
-    found.map(|path| hgrm::parse(&fs::read_to_string(path)?)).transpose()
+    Ok(found.map(fs::read_to_string).transpose()?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::generator::Generator;
 use crate::interrupt::Interrupt;
 use crate::machine::Machine;
+use crate::picture;
 use crate::rounds::Run;
 use crate::samples::{Cell, Results, Sample, Settings, Version};
 use crate::servers::{Programs, Server};
@@ -108,6 +109,11 @@ impl Options {
             baseline: absolute(&self.baseline)?,
             rig: absolute(&std::env::current_exe()?)?,
         })
+    }
+
+    /// Latency by percentile, drawn by the ringnbd that was measured.
+    pub(crate) fn draw(&self, results: &Results, cell: &Cell) -> anyhow::Result<Option<String>> {
+        picture::latency(results, cell, &std::path::absolute(&self.ringnbd)?)
     }
 
     /// Writes `RESULTS/DATE-LABEL/NAME`; its path.

@@ -75,9 +75,15 @@ impl Dialer {
         match (kind, option) {
             (OptionReply::ACK, _) if !payload.is_empty() => Err(fault("success comes with data")),
             (OptionReply::ACK, _) => self.acknowledged(option, out),
-            (OptionReply::INFO, OptionCode::GO) => self.informed(payload).map_err(fault),
+            (OptionReply::INFO, OptionCode::GO | OptionCode::INFO) => self.informed(payload).map_err(fault),
             (OptionReply::META_CONTEXT, OptionCode::SET_META_CONTEXT) => {
                 self.selected(payload).map_err(fault)
+            }
+            (OptionReply::META_CONTEXT, OptionCode::LIST_META_CONTEXT) => {
+                self.survey_context(payload).map_err(fault)
+            }
+            (OptionReply::SERVER, OptionCode::LIST) if self.survey.is_some() => {
+                self.survey_entry(payload).map_err(fault)
             }
             (OptionReply::SERVER, OptionCode::LIST) => self.entry(payload).map_err(fault),
             _ if kind.is_error() => {
@@ -89,6 +95,13 @@ impl Dialer {
 
     fn acknowledged(&mut self, option: OptionCode, out: &mut Vec<u8>) -> Result<(), DialError> {
         match option {
+            OptionCode::STARTTLS => {
+                self.state = State::Securing;
+                return Ok(());
+            }
+            _ if self.survey.is_some() && !negotiates(option) => {
+                return self.survey_acknowledged(option, out);
+            }
             OptionCode::EXTENDED_HEADERS => self.link.dialect = Dialect::Extended,
             OptionCode::STRUCTURED_REPLY => self.link.dialect = Dialect::Structured,
             OptionCode::GO if self.told_export => {
@@ -118,6 +131,9 @@ impl Dialer {
         let extended = self.link.dialect == Dialect::Extended;
         match option {
             _ if final_words => {}
+            _ if self.survey.is_some() && !negotiates(option) => {
+                return self.survey_refused(option, reply, text, out);
+            }
             OptionCode::EXTENDED_HEADERS | OptionCode::STRUCTURED_REPLY => {
                 self.ask_next(Some(option), out);
                 return Ok(());
@@ -201,12 +217,17 @@ impl Dialer {
         Ok(())
     }
 
-    fn forget_info(&mut self) {
+    pub(super) fn forget_info(&mut self) {
         self.told_export = false;
         self.link.block = None;
         self.link.name = None;
         self.link.description = None;
     }
+}
+
+/// Options that agree on how to talk, before any export is in question.
+const fn negotiates(option: OptionCode) -> bool {
+    matches!(option, OptionCode::STARTTLS | OptionCode::EXTENDED_HEADERS | OptionCode::STRUCTURED_REPLY)
 }
 
 fn checked_sizes(block: BlockSizes) -> Result<BlockSizes, &'static str> {

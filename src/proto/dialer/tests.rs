@@ -41,6 +41,7 @@ fn dial(config: DialerConfig, script: &[&[u8]]) -> (Result<Link, DialError>, Vec
         match dialer.advance(&held, &mut out) {
             Ok((consumed, Dialed::Receive)) => drop(held.drain(..consumed)),
             Ok((_, Dialed::Linked(link))) => return (Ok(*link), out),
+            Ok((_, other)) => panic!("{other:?}"),
             Err(error) => return (Err(error), out),
         }
     }
@@ -272,4 +273,34 @@ fn extended_headers_leave_no_way_back_to_export_name() {
     let script = [greeting(3), ack(OptionCode::EXTENDED_HEADERS), unsup(OptionCode::GO)];
     let (link, _) = dial(config("disk"), &script.each_ref().map(Vec::as_slice));
     assert!(matches!(link, Err(DialError::Refused { .. })), "{link:?}");
+}
+
+#[test]
+fn tls_comes_first_and_nothing_from_before_it_counts() {
+    let wants = || DialerConfig { tls: true, ..plain("disk") };
+    let mut dialer = Dialer::new(wants());
+    let mut out = Vec::new();
+    let before = [greeting(3), ack(OptionCode::STARTTLS)].concat();
+    assert_eq!(dialer.advance(&before, &mut out), Ok((before.len(), Dialed::Secure)));
+    assert_eq!(asked(&out), [OptionCode::STARTTLS]);
+    dialer.secured(&mut out);
+    assert_eq!(asked(&out), [OptionCode::STARTTLS, OptionCode::GO]);
+    let after = [info_export(), ack(OptionCode::GO)].concat();
+    assert!(matches!(dialer.advance(&after, &mut out), Ok((_, Dialed::Linked(_)))));
+
+    let mut dialer = Dialer::new(wants());
+    let smuggled = [before, after].concat();
+    assert!(matches!(dialer.advance(&smuggled, &mut out), Err(DialError::Violation(_))));
+}
+
+#[test]
+fn a_server_without_tls_is_left_when_tls_is_wanted() {
+    let wants = || DialerConfig { tls: true, ..plain("") };
+    let refused = reply(OptionCode::STARTTLS, OptionReply::ERR_POLICY, b"not here");
+    let (link, out) = dial(wants(), &[&greeting(3), &refused]);
+    let said = link.unwrap_err().to_string();
+    assert!(said.contains("policy") && said.contains("not here"), "{said}");
+    assert_eq!(asked(&out), [OptionCode::STARTTLS, OptionCode::ABORT]);
+    let (link, out) = dial(wants(), &[&greeting(0)]);
+    assert_eq!((link, out.len()), (Err(DialError::NoTls("newstyle that is not fixed")), 0));
 }

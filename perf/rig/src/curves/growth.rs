@@ -27,9 +27,9 @@ pub(super) fn idle(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()>
         let crowded = stage.serve(transport, &words, &export)?;
         // What the first connection needs that later ones share is not theirs.
         stage.sample(&crowded, READ_32)?;
-        let before = crowded.rss_kib();
+        let before = crowded.memory_kib();
         let crowd = Crowd::gather(&crowded.address, stage.crowd, || Ok(stage.interrupt.check()?))?;
-        let each_kib = float(crowded.rss_kib().saturating_sub(before)) / float(crowd.len() as u64);
+        let each_kib = float(crowded.memory_kib().saturating_sub(before)) / float(crowd.len() as u64);
         let sides = [
             (format!("{transport}, alone"), (&alone, f64::NAN)),
             (format!("{transport}, beside {}", crowd.len()), (&crowded, each_kib)),
@@ -53,7 +53,7 @@ pub(super) fn idle(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()>
 
 /// CPU time of a request, by the number of connections that share the load.
 pub(super) fn connections(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()> {
-    const COLUMNS: &[Column] = &[("IOPS", 0), ("CPU", 2), ("p50", 0), ("p99", 0), ("RSS MiB", 0)];
+    const COLUMNS: &[Column] = &[("IOPS", 0), ("CPU", 2), ("p50", 0), ("p99", 0), ("memory MiB", 0)];
     const IN_FLIGHT: u32 = 64;
     answer.how = "4k random reads over a unix socket. Up to 64 connections share 64 requests in flight, beyond each has \
                   one; CPU time is without connecting. What connections share is lost by this: 64 requests on one come in batches of eight for one system \
@@ -67,7 +67,7 @@ pub(super) fn connections(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Res
         let words = format!("--rw randread --bs 4k --iodepth {depth} --numjobs {count}");
         let sample = stage.sample_at_work(&node, &words)?;
         let latency = sample.latency()?;
-        let mib = float(node.rss_kib()) / 1024.0;
+        let mib = float(node.memory_kib()) / 1024.0;
         Ok(sample.point([sample.client.iops, sample.cpu_us(), latency.p50_us, latency.p99_us, mib]))
     })?;
     stage.stop(node)?;

@@ -347,8 +347,8 @@ impl Stage<'_> {
 
 impl Node {
     /// Resident memory, in KiB.
-    pub(super) fn rss_kib(&self) -> u64 {
-        Watch::start(self.child.id()).result().rss_kib
+    pub(super) fn memory_kib(&self) -> u64 {
+        Watch::start(self.child.id()).result().memory_kib
     }
 }
 

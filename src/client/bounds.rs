@@ -1,0 +1,134 @@
+//! Which ranges a server takes, and what becomes of the others. No I/O.
+
+use std::ops::Range;
+
+use super::error::Error;
+use crate::proto::{Command, Dialect, Link};
+use crate::rt;
+
+/// Longest TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS with compact headers: servers of old count in signed 32 bits.
+const COMPACT_EFFECT_MAX: u64 = 1 << 30;
+
+/// Size and block sizes of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) size: u64,
+    /// A power of two.
+    pub(super) minimum: u64,
+    /// Bytes of one READ or WRITE, a multiple of `minimum`.
+    pub(super) payload_max: u64,
+    /// Bytes of one request without a payload, a multiple of `minimum`.
+    pub(super) effect_max: u64,
+}
+
+impl Bounds {
+    pub(super) fn of(link: &Link) -> Self {
+        let block = link.block.unwrap_or_default();
+        let minimum = u64::from(block.minimum.max(1));
+        let buffer_max = rt::CAPACITY_MAX as u64;
+        let payload_max = (u64::from(block.maximum).min(buffer_max) / minimum).max(1) * minimum;
+        let extended = link.dialect == Dialect::Extended;
+        let effect_max = if extended { 1 << 62 } else { COMPACT_EFFECT_MAX };
+        Self { size: link.size, minimum, payload_max, effect_max }
+    }
+
+    /// The end of the range.
+    ///
+    /// # Errors
+    /// [`Error::PastEnd`].
+    pub(super) fn end(&self, command: Command, offset: u64, length: u64) -> Result<u64, Error> {
+        let past = Error::PastEnd { command, offset, length, size: self.size };
+        offset.checked_add(length).filter(|end| *end <= self.size).ok_or(past)
+    }
+
+    /// Whether both ends lie between blocks. The end of the export does, whatever its size.
+    pub(super) const fn is_aligned(&self, offset: u64, end: u64) -> bool {
+        offset & (self.minimum - 1) == 0 && (end & (self.minimum - 1) == 0 || end == self.size)
+    }
+
+    /// The whole blocks that hold the range.
+    pub(super) fn outward(&self, range: Range<u64>) -> Range<u64> {
+        let mask = self.minimum - 1;
+        let end = range.end.checked_add(mask).map_or(self.size, |end| end & !mask);
+        range.start & !mask..end.min(self.size)
+    }
+
+    /// The whole blocks within the range; empty, at a place within it, if there is none.
+    pub(super) fn inward(&self, range: Range<u64>) -> Range<u64> {
+        let mask = self.minimum - 1;
+        let end = if range.end == self.size { range.end } else { range.end & !mask };
+        let start = range.start.checked_add(mask).map_or(range.end, |start| start & !mask).min(range.end);
+        start..end.max(start)
+    }
+}
+
+/// The range in pieces of `max` bytes; the last may be shorter.
+pub(super) fn pieces(range: Range<u64>, max: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        (at < range.end).then(|| {
+            let piece = at..at.saturating_add(max).min(range.end);
+            at = piece.end;
+            piece
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::{BlockSizes, TransmissionFlags};
+
+    fn bounds(size: u64, minimum: u32, maximum: u32, dialect: Dialect) -> Bounds {
+        Bounds::of(&Link {
+            dialect,
+            size,
+            flags: TransmissionFlags::NONE,
+            block: Some(BlockSizes { minimum, preferred: 4096, maximum }),
+            name: None,
+            description: None,
+            contexts: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn odd_maxima_are_cut_to_whole_blocks_and_never_to_nothing() {
+        assert_eq!(bounds(1, 512, 1000, Dialect::Simple).payload_max, 512);
+        assert_eq!(bounds(1, 512, 512, Dialect::Simple).payload_max, 512);
+        assert_eq!(bounds(1, 1, u32::MAX, Dialect::Simple).payload_max, 64 << 20);
+        assert_eq!(bounds(1, 1, 1 << 25, Dialect::Simple).effect_max, 1 << 30);
+        assert!(bounds(1, 1, 1 << 25, Dialect::Extended).effect_max > 1 << 40);
+    }
+
+    proptest! {
+        #[test]
+        fn widened_and_narrowed_ranges_are_whole_blocks_in_the_right_place(
+            size in 1..u64::MAX, shift in 0..=16u32, from in 0..u64::MAX, length in 0..1u64 << 40,
+        ) {
+            let bounds = bounds(size, 1 << shift, 1 << 25, Dialect::Simple);
+            let from = from % size;
+            let end = from.saturating_add(length).min(size);
+            let (out, inside) = (bounds.outward(from..end), bounds.inward(from..end));
+            prop_assert!(bounds.is_aligned(out.start, out.end), "{out:?}");
+            prop_assert!(out.start <= from && out.end >= end && out.end <= size);
+            prop_assert!(inside.is_empty() || bounds.is_aligned(inside.start, inside.end), "{inside:?}");
+            prop_assert!(inside.start >= from && inside.end <= end.max(inside.start));
+            prop_assert!(from - out.start < bounds.minimum && out.end - end < bounds.minimum);
+        }
+
+        #[test]
+        fn pieces_follow_each_other_and_end_where_the_range_ends(
+            start in 0..1u64 << 40, length in 0..1u64 << 20, max in 4096..1u64 << 20,
+        ) {
+            let mut at = start;
+            for piece in pieces(start..start + length, max) {
+                prop_assert_eq!(piece.start, at);
+                prop_assert!(!piece.is_empty() && piece.end - piece.start <= max);
+                at = piece.end;
+            }
+            prop_assert_eq!(at, start + length);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The client library from outside, as other people's programs use it.
+//!
+//! ```text
+//!   malformed  model  several  reconnect       others  info
+//!        |       |        |       |  |            |      |
+//!        '----- script ---'-------'  '---------- program
+//!            a server by hand           ringnbd, nbdkit, qemu-nbd, qemu-storage-daemon, nbd-server
+//! ```
+#![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
+#![allow(clippy::unwrap_used)] // a panic is how a test speaks
+
+#[path = "client/info.rs"]
+mod info;
+#[path = "client/malformed.rs"]
+mod malformed;
+#[path = "client/model.rs"]
+mod model;
+#[path = "client/others.rs"]
+mod others;
+#[path = "client/program.rs"]
+mod program;
+#[path = "client/reconnect.rs"]
+mod reconnect;
+#[path = "client/script.rs"]
+mod script;
+#[path = "client/several.rs"]
+mod several;
+#[path = "outside/wait.rs"]
+mod wait;
