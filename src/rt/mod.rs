@@ -449,9 +449,14 @@ impl Shard {
         self.ring.borrow_mut().push(&sqe);
     }
 
-    /// The same, for one that moves so many bytes.
+    /// The same, for a part of a transfer of so many bytes.
     fn push_weighed(&self, sqe: squeue::Entry, bytes: usize) {
-        if bytes < heavy::HEAVY_MIN { self.push(sqe) } else { self.heavy.push(sqe) }
+        if bytes < heavy::HEAVY_MIN {
+            self.heavy.met_small();
+            self.push(sqe);
+        } else {
+            self.heavy.push(sqe);
+        }
     }
 
     fn cancel(&self, key: u64) {
