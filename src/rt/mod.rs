@@ -217,7 +217,9 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    with(|shard| shard.tasks.spawn(future));
+    // By reference through the closures, each of which would copy it.
+    let mut future = Some(future);
+    with(|shard| shard.tasks.spawn(&mut future));
 }
 
 /// Lets the operations submitted so far run, and whatever they make ready, before the caller goes on.
