@@ -142,7 +142,7 @@ pub(super) fn writes(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<(
                 .map(|way| 1.0 / ratio(adaptive, way, 0))
                 .into_iter()
                 .fold(0.0, f64::max);
-            answer.target(format!("{name}: writes of the best other way, to adaptive's"), best, 1.15);
+            answer.target(format!("{name}: writes of the best other way, to adaptive's"), best, 1.1);
         }
         answer.rows.extend(rows);
     }
