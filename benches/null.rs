@@ -15,7 +15,7 @@ use ringnbd::metrics::{CommandKind, Sample, ShardMetrics};
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Request};
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Server};
 
 const DEPTH: usize = 32;
 const BLOCK: usize = 4096;
@@ -91,14 +91,14 @@ fn clock_ns() -> f64 {
 fn main() -> ExitCode {
     let directory = tempfile::tempdir().expect("a directory for the socket");
     let path = directory.path().join("nbd.sock");
+    let exports = vec![ExportSpec::parse("null:1G").expect("a valid backend")];
+    let listeners = Listen::Unix(path.clone()).bind(16).expect("a socket to listen on");
     let config = Config {
-        exports: vec![ExportSpec::parse("null:1G").expect("a valid backend")],
-        listeners: Listen::Unix(path.clone()).bind(16).expect("a socket to listen on"),
         shards: Some(1),
         pin: false,
         poll: Poll::Never,
         oldstyle: true,
-        limits: Limits::default(),
+        ..Config::new(exports, listeners)
     };
     let server = Server::start(config).expect("the server starts");
     let mut stream = UnixStream::connect(&path).expect("the server listens");

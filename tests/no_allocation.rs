@@ -13,7 +13,7 @@ use ringnbd::backend::ExportSpec;
 use ringnbd::net::listen::Listen;
 use ringnbd::proto::{Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, Request};
 use ringnbd::rt::Poll;
-use ringnbd::server::{Config, Limits, Server};
+use ringnbd::server::{Config, Server};
 
 struct Counting;
 
@@ -96,15 +96,8 @@ fn requests_that_need_no_helper_allocate_nothing_after_warm_up() {
         ["null=null:1G".to_owned(), "memory=memory:64M".to_owned(), format!("file={}", file.display())];
     let exports: Vec<_> = exports.iter().map(|text| ExportSpec::parse(text).unwrap()).collect();
     let names: Vec<_> = exports.iter().map(|spec| spec.name.clone()).collect();
-    let config = Config {
-        exports,
-        listeners: Listen::Unix(path.clone()).bind(16).unwrap(),
-        shards: Some(1),
-        pin: false,
-        poll: Poll::Never,
-        oldstyle: false,
-        limits: Limits::default(),
-    };
+    let listeners = Listen::Unix(path.clone()).bind(16).unwrap();
+    let config = Config { shards: Some(1), pin: false, poll: Poll::Never, ..Config::new(exports, listeners) };
     let server = Server::start(config).unwrap();
     let dialects = [(false, false), (false, true), (true, true)];
     for (name, (extended, structured)) in

@@ -51,6 +51,17 @@ struct Blocks {
     tail: u64,
 }
 
+fn no_queues(disk: &Disk, error: &io::Error) -> io::Error {
+    let cause = match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => {
+            "its device has no queues that can be polled (nvme.poll_queues=N on the kernel's command line \
+             makes some)"
+        }
+        _ => "it cannot be polled",
+    };
+    io::Error::new(error.kind(), format!("{}: iopoll=on: {cause}: {error}; leave out iopoll=on", disk.label))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Straight,
@@ -64,8 +75,14 @@ type Parts = SmallVec<[(Way, Range<u64>); 4]>;
 impl Direct {
     pub(super) fn attach(disk: Arc<Disk>) -> io::Result<Self> {
         let Some(access) = disk.direct() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let handle = rt::File::register(Arc::clone(&access.fd), rt::Writes::Ring)?;
         let blocks = Blocks { align: access.align, tail: access.tail };
+        let handle = if access.polled {
+            let align = usize::try_from(access.align).map_err(|_| io::ErrorKind::InvalidInput)?;
+            rt::File::register_polled(Arc::clone(&access.fd), align)
+                .map_err(|error| no_queues(&disk, &error))?
+        } else {
+            rt::File::register(Arc::clone(&access.fd), rt::Writes::Ring)?
+        };
         let ranges = Arc::clone(&access.ranges);
         Ok(Self { file: File::attach(disk)?, handle, blocks, ranges })
     }

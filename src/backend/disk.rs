@@ -31,6 +31,8 @@ pub(super) enum Kind {
 pub(super) struct DirectAccess {
     /// The same file, opened with O_DIRECT.
     pub(super) fd: Arc<OwnedFd>,
+    /// Completions are looked for, `iopoll=on`.
+    pub(super) polled: bool,
     /// What offsets and lengths must be multiples of; a power of two.
     pub(super) align: u64,
     /// Where the part begins that only the page cache reaches, because the file ends inside a block; its end otherwise.
@@ -62,6 +64,8 @@ pub(super) struct Disk {
     /// The path, for the log.
     pub(super) label: String,
     pub(super) known: KnownData,
+    /// For replies sent from the page cache; `None` where there is none or we are not told what it holds.
+    pub(super) cached: Option<Arc<rt::CachedFile>>,
     pub(super) lacks_punch: AtomicBool,
     pub(super) lacks_zero_range: AtomicBool,
     /// The errno of the first sync that failed, 0 if none did.

@@ -3,11 +3,12 @@
 //! FUA is RWF_DSYNC, flush is fdatasync: both reach the whole file, whichever shard wrote.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::disk::{Disk, Kind};
 use super::{Done, Extents, Failure, extents};
-use crate::rt::{self, Buffer};
+use crate::rt::{self, Buffer, Cached, CachedFile};
 
 /// `posix_fadvise` reads ahead no more than the device's window in one call, 128 KiB unless tuned.
 const CACHE_PIECE: u64 = 128 * 1024;
@@ -18,6 +19,17 @@ const CACHE_LENGTH_MAX: u64 = 64 * 1024 * 1024;
 pub struct File {
     pub(super) disk: Arc<Disk>,
     pub(super) handle: rt::File,
+}
+
+/// For sending from the page cache, if we are told what it holds.
+pub(super) fn page_cache(fd: &Arc<OwnedFd>, length: u64, label: &str) -> Option<Arc<CachedFile>> {
+    match CachedFile::new(Arc::clone(fd), length) {
+        Ok(cached) => Some(Arc::new(cached)),
+        Err(error) => {
+            tracing::debug!("{label}: large reads are copied: its page cache cannot be looked at: {error}");
+            None
+        }
+    }
 }
 
 impl File {
@@ -76,6 +88,10 @@ impl File {
         extents_max: usize,
     ) -> Result<Extents, Failure> {
         extents::find(&self.disk, offset, length, extents_max).await
+    }
+
+    pub(super) fn cached(&self, offset: u64, length: usize) -> Option<Cached> {
+        self.disk.cached.as_ref()?.range(self.disk.position(offset), length)
     }
 
     #[inline]

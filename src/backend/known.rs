@@ -14,7 +14,7 @@ const GRANULE_MIN: u64 = 64 * 1024;
 
 /// The map; offsets are bytes from the start of the export.
 #[derive(Debug)]
-pub(super) struct KnownData {
+pub struct KnownData {
     shift: u32,
     size: u64,
     words: Box<[AtomicU64]>,
@@ -22,7 +22,7 @@ pub(super) struct KnownData {
 
 impl KnownData {
     /// A map that knows nothing yet.
-    pub(super) fn new(size: u64) -> Self {
+    pub fn new(size: u64) -> Self {
         let granule = size.div_ceil(BITS_MAX).max(GRANULE_MIN).next_power_of_two();
         let shift = granule.trailing_zeros();
         let words = size.div_ceil(granule).div_ceil(64);
@@ -31,13 +31,13 @@ impl KnownData {
     }
 
     /// Bytes per bit.
-    pub(super) fn granule(&self) -> u64 {
+    pub fn granule(&self) -> u64 {
         1 << self.shift
     }
 
     /// Whether every byte of the range was data when last looked at.
     #[inline]
-    pub(super) fn covers(&self, offset: u64, length: u64) -> bool {
+    pub fn covers(&self, offset: u64, length: u64) -> bool {
         let Some(last) = length.checked_sub(1).and_then(|less| offset.checked_add(less)) else {
             return false;
         };
@@ -49,7 +49,7 @@ impl KnownData {
     }
 
     /// The range holds data: remembers the granules that lie wholly in it.
-    pub(super) fn insert(&self, offset: u64, length: u64) {
+    pub fn insert(&self, offset: u64, length: u64) {
         let end = offset.saturating_add(length);
         let first = offset.div_ceil(self.granule());
         // The last granule may be cut short by the end of the export.
@@ -63,7 +63,7 @@ impl KnownData {
     }
 
     /// The range may have become a hole: forgets every granule that it touches.
-    pub(super) fn remove(&self, offset: u64, length: u64) {
+    pub fn remove(&self, offset: u64, length: u64) {
         let end = offset.saturating_add(length).div_ceil(self.granule());
         for (word, mask) in self.masks(offset >> self.shift, end) {
             if let Some(word) = word.filter(|word| word.load(Ordering::Relaxed) & mask != 0) {

@@ -6,7 +6,7 @@
 //!                                               locks, sticky fsync error, what
 //!                                               is known to be data
 //!
-//!   spec (words)  open, device, sys::lock (what is there)  media, disk, known (what shards share)
+//!   spec (words)  open, claim, device (what is there)     media, disk, known (what shards share)
 //!
 //!   Backend --+-- Null                                                          null
 //!             +-- File     regular files, block devices, memory (a memfd)       file  discard  extents
@@ -21,6 +21,7 @@
 //! May be imported by `server` and `cli`; imports `rt`, `sys`.
 
 mod align;
+mod claim;
 mod device;
 mod discard;
 mod disk;
@@ -33,6 +34,13 @@ mod null;
 mod open;
 mod ranges;
 mod spec;
+
+/// What `benches/extents.rs` measures; not for others.
+#[doc(hidden)]
+pub mod bench {
+    pub use super::known::KnownData;
+    pub use super::ranges::{Held, Hold, Ranges};
+}
 
 use std::borrow::Cow;
 use std::io;
@@ -48,7 +56,7 @@ pub use self::open::OpenError;
 pub use self::spec::{
     ExportOptions, ExportSpec, SIZE_MAX, STRING_LENGTH_MAX, Source, SpecError, check_names, parse_size,
 };
-use crate::rt::Buffer;
+use crate::rt::{Buffer, Cached};
 
 /// One export on one shard.
 pub enum Backend {
@@ -185,6 +193,14 @@ impl Backend {
             Self::File(file) => file.extents(offset, length, extents_max).await,
             Self::Direct(direct) => direct.extents(offset, length, extents_max).await,
             Self::Faulty(faulty) => faulty.extents(offset, length, extents_max).await,
+        }
+    }
+
+    /// The range as it lies in the page cache, if all of it does. Must not be asked about what may be a hole worth telling.
+    pub fn cached(&self, offset: u64, length: usize) -> Option<Cached> {
+        match self {
+            Self::File(file) => file.cached(offset, length),
+            Self::Null(_) | Self::Direct(_) | Self::Faulty(_) => None,
         }
     }
 

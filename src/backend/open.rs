@@ -1,4 +1,4 @@
-//! Opening what a spec names: type, size, window, permission, lock. Each way to fail is an error of its own.
+//! Opening what a spec names: type, size, window, permission; `claim` locks it. Each way to fail is an error of its own.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -8,13 +8,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags, inotify};
+use rustix::fs::{AtFlags, FallocateFlags, MemfdFlags, StatxFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::claim;
 use super::device::{self, Queue};
 use super::disk::{DirectAccess, Disk, Kind};
 use super::known::KnownData;
@@ -32,15 +31,6 @@ const PAGE: u64 = 4096;
 const BUFFER_ALIGN: u32 = 512;
 /// Coarsest blocks that direct I/O is done in: edges are read and written through buffers of a few blocks.
 const DIRECT_ALIGN_MAX: u64 = 1 << 20;
-/// How long the remains of a killed process may keep a file, and how often to look.
-const DYING_MAX: Duration = Duration::from_secs(1);
-const DYING_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-/// QEMU locks bytes 100..104 for what it does and 200..204 for what it keeps others from (block/file-posix.c). A read
-/// lock there would tell QEMU that we write.
-const QEMU_LOCKS: Range<u64> = 100..204;
-/// The byte that a QEMU holds that writes.
-const QEMU_WRITES: Range<u64> = 101..102;
-
 /// Why an export cannot be opened: what, where, and what to do.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // the message of each variant is its documentation
@@ -174,8 +164,11 @@ impl Found {
             (None, Kind::Regular) => Writes::Ring,
         };
         tracing::debug!("{label}: buffered writes by {writes:?}");
+        let fd = Arc::new(fd);
+        let cached =
+            if direct.is_some() { None } else { super::file::page_cache(&fd, self.window.end, &label) };
         Disk {
-            fd: Arc::new(fd),
+            fd,
             witness,
             direct,
             kind: self.kind,
@@ -188,6 +181,7 @@ impl Found {
             writes,
             label,
             known: KnownData::new(size),
+            cached,
             lacks_punch: AtomicBool::new(false),
             lacks_zero_range: AtomicBool::new(false),
             sync_errno: AtomicI32::new(0),
@@ -228,7 +222,7 @@ fn open_path(path: &Path, wanted: &'static str, spec: &ExportSpec) -> Result<Ope
     let queue = Queue::of(if is_block { after.rdev() } else { after.dev() });
     let found = look(path, &fd, is_block, &after, &queue, options)?;
     if options.lock {
-        take_lock(path, &fd, &after, &found, options)?;
+        claim::window(path, &fd, &after, &found.window, options.readonly)?;
     }
     let direct = if options.direct { Some(open_direct(path, &fd, &found, &queue, options)?) } else { None };
     let witness = (!options.readonly).then(|| reopen(&fd, libc::O_RDONLY)).and_then(Result::ok);
@@ -302,7 +296,7 @@ fn open_fd(
 ) -> Result<OwnedFd, OpenError> {
     let flags = libc::O_NOCTTY | if exclusive { libc::O_EXCL } else { 0 };
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
-    let file = unless_dying(path, |last| match open(!options.readonly) {
+    let file = claim::unless_dying(path, |last| match open(!options.readonly) {
         Ok(file) => Some(Ok(file)),
         Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
             let path = path.to_owned();
@@ -328,43 +322,6 @@ fn refusal(path: &Path, source: io::Error, readable: bool) -> OpenError {
         Some(libc::EACCES | libc::EPERM) => OpenError::Read { path, source },
         _ => OpenError::Io { action: "open", path, source },
     }
-}
-
-/// Asks until there is an answer, or for the last time after a second. A process that was killed is gone before its ring
-/// is, and the ring keeps files open: then something is in the way that nobody holds, and it goes away by itself.
-fn unless_dying<T>(
-    path: &Path,
-    mut ask: impl FnMut(bool) -> Option<Result<T, OpenError>>,
-) -> Result<T, OpenError> {
-    let deadline = Instant::now() + DYING_MAX;
-    let mut closes = None;
-    loop {
-        let last = Instant::now() >= deadline;
-        if let Some(answer) = ask(last) {
-            return answer;
-        }
-        let failed =
-            |errno: Errno| OpenError::Io { action: "watch", path: path.to_owned(), source: errno.into() };
-        let closes = match &mut closes {
-            Some(closes) => closes,
-            None => closes.insert(watch_closes(path).map_err(failed)?),
-        };
-        // The kernel says so just before it lets go, hence the interval.
-        match rustix::event::poll(&mut [PollFd::new(closes, PollFlags::IN)], Some(&DYING_INTERVAL)) {
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => {
-                let mut events = [0; 4096];
-                rustix::io::read(&*closes, &mut events).map_err(failed)?;
-            }
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
-}
-
-fn watch_closes(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&watch, path, inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE)?;
-    Ok(watch)
 }
 
 /// Size, blocks and window.
@@ -397,39 +354,6 @@ fn look(
         return Err(OpenError::Window { path: path(), offset, size, whole });
     }
     Ok(Found { kind, whole, block, window: offset..offset + size })
-}
-
-/// Keeps other writers out of the window, or all others if we write.
-fn take_lock(
-    path: &Path,
-    fd: &OwnedFd,
-    meta: &fs::Metadata,
-    found: &Found,
-    options: &ExportOptions,
-) -> Result<(), OpenError> {
-    unless_dying(path, |last| match try_lock(fd, &found.window, options.readonly) {
-        Ok(None) => Some(Ok(())),
-        Ok(Some(range)) => match lock::holder(device_of(meta), meta.ino(), &range) {
-            None if !last => None,
-            holder => Some(Err(OpenError::Locked { path: path.to_owned(), holder })),
-        },
-        Err(source) => Some(Err(OpenError::Lock { path: path.to_owned(), source })),
-    })
-}
-
-/// Locks the window, or answers with a range that is not to be had.
-fn try_lock(fd: &OwnedFd, window: &Range<u64>, readonly: bool) -> io::Result<Option<Range<u64>>> {
-    let Range { start, end } = *window;
-    if !readonly {
-        return Ok((!lock::try_lock(fd, lock::Kind::Write, start..end)?).then_some(start..end));
-    }
-    let around_qemu = [start..end.min(QEMU_LOCKS.start), start.max(QEMU_LOCKS.end)..end];
-    for range in around_qemu.into_iter().filter(|range| range.start < range.end) {
-        if !lock::try_lock(fd, lock::Kind::Read, range.clone())? {
-            return Ok(Some(range));
-        }
-    }
-    Ok(lock::would_conflict(fd, lock::Kind::Write, QEMU_WRITES)?.then_some(QEMU_WRITES))
 }
 
 fn open_direct(
@@ -472,7 +396,13 @@ fn open_direct(
     if tail != end && options.strict {
         return Err(OpenError::StrictTail { path: path.to_owned(), whole: end - start, align });
     }
-    Ok(DirectAccess { fd: Arc::new(direct), align, tail, ranges: Arc::new(Ranges::default()) })
+    Ok(DirectAccess {
+        fd: Arc::new(direct),
+        polled: options.iopoll,
+        align,
+        tail,
+        ranges: Arc::new(Ranges::default()),
+    })
 }
 
 /// Opens the same file again: another open file description, with its own flags and error cursor.
@@ -490,6 +420,6 @@ fn can_punch(fd: &OwnedFd, whole: u64) -> bool {
     !matches!(rustix::fs::fallocate(fd, flags, offset, PAGE), Err(Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
-fn device_of(meta: &fs::Metadata) -> (u32, u32) {
+pub(super) fn device_of(meta: &fs::Metadata) -> (u32, u32) {
     (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()))
 }

@@ -25,7 +25,7 @@ use crate::rt::{self, Buffer};
 
 /// Who may hold an overlapping range at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
+pub enum Hold {
     /// Others who share.
     Shared,
     /// Nobody.
@@ -34,7 +34,7 @@ pub(super) enum Hold {
 
 /// The ranges of one export that are being written.
 #[derive(Debug, Default)]
-pub(super) struct Ranges {
+pub struct Ranges {
     state: Mutex<State>,
 }
 
@@ -57,14 +57,14 @@ struct Entry {
 
 /// A range that is held, or waited for, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub struct Held {
     ranges: Arc<Ranges>,
     key: usize,
 }
 
 impl Ranges {
     /// Waits until nobody is in the way.
-    pub(super) async fn hold(self: &Arc<Self>, range: Range<u64>, hold: Hold) -> Result<Held, Failure> {
+    pub async fn hold(self: &Arc<Self>, range: Range<u64>, hold: Hold) -> Result<Held, Failure> {
         let failed = |cause: io::Error| Failure::of("wait for an overlapping request", &cause);
         let (held, sleep) = self.enter(range, hold).map_err(failed)?;
         if let Some(fd) = sleep {

@@ -74,6 +74,8 @@ pub struct ExportOptions {
     pub description: Option<String>,
     /// Pass by the page cache, `direct=on`.
     pub direct: bool,
+    /// With `direct`: look for completions instead of taking interrupts, `iopoll=on`.
+    pub iopoll: bool,
     /// Refuse requests that are not aligned to the minimum block size, `strict=on`.
     pub strict: bool,
     /// Keep other writers out, `lock=off` to allow them.
@@ -96,6 +98,7 @@ impl Default for ExportOptions {
             readonly: false,
             description: None,
             direct: false,
+            iopoll: false,
             strict: false,
             lock: true,
             writethrough: false,
@@ -150,11 +153,12 @@ pub enum SpecError {
         "two exports have no name, and only one can be the default: give the others one, as in other=disk.img"
     )]
     DefaultTwice,
+    #[error("iopoll=on is for direct I/O: add direct=on")]
+    PollWithoutDirect,
 }
 
 pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE or faulty:SEED:BACKEND";
-const OPTIONS: &str =
-    "offset, size, readonly, description, direct, strict, lock, writethrough, writes, hidden, rotational";
+const OPTIONS: &str = "offset, size, readonly, description, direct, iopoll, strict, lock, writethrough, writes, hidden, rotational";
 
 impl ExportSpec {
     /// Reads one word of the command line.
@@ -248,6 +252,9 @@ impl Source {
 
     /// Options about a file are a mistake where there is none.
     fn check(&self, options: &ExportOptions) -> Result<(), SpecError> {
+        if options.iopoll && !options.direct {
+            return Err(SpecError::PollWithoutDirect);
+        }
         let backend = match self {
             Self::Path(_) | Self::File(_) | Self::Block(_) => return Ok(()),
             Self::Faulty { inner, .. } => return inner.check(options),
@@ -298,6 +305,7 @@ impl ExportOptions {
             "description" => self.description = Some(value.to_owned()),
             "readonly" => self.readonly = switch()?,
             "direct" => self.direct = switch()?,
+            "iopoll" => self.iopoll = switch()?,
             "strict" => self.strict = switch()?,
             "lock" => self.lock = switch()?,
             "writethrough" => self.writethrough = switch()?,

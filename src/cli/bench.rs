@@ -1,6 +1,7 @@
 //! `ringnbd bench`: load from our own client, so that the server is measured and not the client.
 
 mod files;
+mod split;
 mod words;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use super::{print, value};
 use crate::client::Uri;
 use crate::load::{self, Distribution, Pattern, Plan, Sizes, Workload};
 use files::Files;
+use split::Split;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +24,7 @@ Examples:
   ringnbd bench --rw randrw --rwmixread 70 --fsync 32 --bs 4k/80:64k --numjobs 4 --json nbd://127.0.0.1/
   ringnbd bench --rw randread --rate_iops 20000 --hgrm read.hgrm --hlog read.hlog nbd://127.0.0.1/
   ringnbd bench --rw randrw --verify --random_distribution zipf:1.1 --size 1G nbd://127.0.0.1/
+  ringnbd serve disk.img --stats-socket s --run 'ringnbd bench --stats-socket s \"$uri\"'
 
 The open loop (--rate_iops) measures latency from when a request was due, not from when it could be sent: a server
 that stalls is late with every request of the schedule meanwhile, as it would be for its users.
@@ -121,6 +124,12 @@ pub(super) struct Bench {
     #[arg(long)]
     json: bool,
 
+    /// Say where the requests' time went, by asking the server (ringnbd serve --stats-socket PATH) before and after them
+    ///
+    /// The export should be nobody else's meanwhile. The ramp then is a run of its own, with connections of its own.
+    #[arg(long, value_name = "PATH", conflicts_with = "verify")]
+    stats_socket: Option<PathBuf>,
+
     /// Write latency by percentile to FILE, in microseconds; with several commands one file each, FILE with the
     /// command's name before its extension
     #[arg(long, value_name = "FILE")]
@@ -151,7 +160,7 @@ impl Bench {
         let pattern = self.pattern();
         self.check(pattern)?;
         let mut files = Files::open(self.hgrm, self.hlog)?;
-        let report = load::run(Plan {
+        let mut plan = Plan {
             uri: self.uri,
             workload: Workload {
                 pattern,
@@ -171,8 +180,21 @@ impl Bench {
             runtime: self.runtime,
             ramp: self.ramp,
             intervals: files.intervals(),
-        })?;
-        let text = if self.json { report.json() } else { report.table() };
+        };
+        let split = match self.stats_socket {
+            Some(path) => {
+                split::warm_up(&plan)?;
+                plan.ramp = Duration::ZERO;
+                Some(Split::begin(path, &plan.uri.export)?)
+            }
+            None => None,
+        };
+        let report = load::run(plan)?;
+        let parts = split.map(|split| split.end(&report)).transpose()?;
+        let text = match (self.json, parts) {
+            (true, parts) => report.json(&parts.map_or_else(String::new, |parts| split::json(&parts))),
+            (false, parts) => report.table() + &parts.map_or_else(String::new, |parts| split::table(&parts)),
+        };
         print(text.as_bytes())?;
         files.end(&report)?;
         Ok(ExitCode::SUCCESS)

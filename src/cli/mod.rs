@@ -4,7 +4,8 @@
 //!   main --> serve ----> start      options into a running server, its sockets and its pid file
 //!        |     |           '------> descriptors   room for as many as the connections need
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
-//!        |                 '------> report   the table, .hgrm files and the interval log
+//!        |                 |------> report   the table, .hgrm files and the interval log
+//!        |                 '------> stats_socket   histograms for those who ask
 //!        |-> bench                  load on a server, latency by percentile
 //!        |-> info                   what a server exports, what can be done with it, where the data is
 //!        |-> plot                   .hgrm files into a picture
@@ -26,6 +27,7 @@ mod report;
 mod run;
 mod serve;
 mod start;
+mod stats_socket;
 mod value;
 mod watch;
 

@@ -18,10 +18,12 @@ use crate::metrics::{Curve, read_hgrm};
 #[command(after_help = "\
 Examples:
   ringnbd plot latency/*.hgrm -o latency.svg
-  ringnbd plot before/disk.read.hgrm after/disk.read.hgrm --linear --title 'with and without direct=on'")]
+  ringnbd plot before/disk.read.hgrm after/disk.read.hgrm --linear --title 'with and without direct=on'
+  ringnbd plot nbdkit=1.hgrm ringnbd=2.hgrm --colours 2,1")]
 pub(super) struct Plot {
-    /// Percentile files, in microseconds, as --hgrm writes them; one curve each
-    #[arg(required = true, value_name = "FILE")]
+    /// Percentile files, in microseconds, as --hgrm writes them; one curve each, with a label or the file's name. A FILE
+    /// with = in its name needs a / before it
+    #[arg(required = true, value_name = "[LABEL=]FILE")]
     files: Vec<PathBuf>,
 
     /// The picture to write
@@ -31,6 +33,17 @@ pub(super) struct Plot {
     /// Text above the picture
     #[arg(long, value_name = "TEXT", default_value = "Latency by percentile")]
     title: String,
+
+    /// Numbers of the curves' colours, from 1, so that a thing has the same in several pictures; there are 7, after which
+    /// they come round with thinner lines
+    #[arg(
+        long,
+        alias = "colors",
+        value_name = "N,...",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u8).range(1..)
+    )]
+    colours: Vec<u8>,
 
     /// Draw latencies to a linear scale instead of a logarithmic one
     #[arg(long)]
@@ -53,17 +66,24 @@ const COLOURS: [RGBColor; 7] = [
 /// One line of the picture: points of (nines, microseconds).
 struct Line {
     label: String,
+    style: ShapeStyle,
     points: Vec<(f64, f64)>,
 }
 
 impl Plot {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut lines = Vec::with_capacity(self.files.len());
-        for path in &self.files {
+        if !self.colours.is_empty() && self.colours.len() != self.files.len() {
+            bail!("--colours has {} for {} files", self.colours.len(), self.files.len());
+        }
+        let (labels, files): (Vec<_>, Vec<_>) = self.files.iter().map(|word| labelled(word)).unzip();
+        let mut lines = Vec::with_capacity(files.len());
+        for (index, path) in files.iter().enumerate() {
             let text = std::fs::read_to_string(path);
             let curve = text.and_then(|text| read_hgrm(&text));
             let curve = curve.with_context(|| format!("cannot plot {}", path.display()))?;
-            lines.push(Line { label: label(path, &self.files), points: points(&curve) });
+            let label = labels[index].clone().unwrap_or_else(|| label(path, &files));
+            let colour = self.colours.get(index).map_or(index, |number| usize::from(*number) - 1);
+            lines.push(Line { label, style: style(colour), points: points(&curve) });
         }
         if lines.iter().all(|line| line.points.iter().all(|(_, us)| *us <= 0.0)) {
             bail!("there is nothing to draw: every latency in these files is 0");
@@ -74,6 +94,20 @@ impl Plot {
             .with_context(|| format!("cannot write {}", self.output.display()))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// `LABEL=FILE`, or a file alone: a label has no slash.
+fn labelled(word: &Path) -> (Option<String>, PathBuf) {
+    match word.to_str().and_then(|word| word.split_once('=')) {
+        Some((label, file)) if !label.is_empty() && !label.contains('/') => {
+            (Some(label.to_owned()), file.into())
+        }
+        _ => (None, word.to_path_buf()),
+    }
+}
+
+fn style(colour: usize) -> ShapeStyle {
+    COLOURS[colour % COLOURS.len()].stroke_width(if colour < COLOURS.len() { 3 } else { 1 })
 }
 
 /// The file's name without `.hgrm`, after its directory's where two files have the same name.
@@ -145,8 +179,8 @@ where
         .y_labels(12)
         .y_label_formatter(&|us| time(*us))
         .draw()?;
-    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-        let style = colour.stroke_width(3);
+    for line in lines {
+        let style = line.style;
         let points = line.points.iter().copied().filter(|(_, us)| *us > 0.0);
         chart
             .draw_series(LineSeries::new(points, style))?
@@ -235,7 +269,7 @@ mod tests {
     #[test]
     fn a_picture_has_a_curve_and_a_name_for_each_file() {
         let curve = vec![(0.0, 10.0), (0.5, 20.0), (0.99, 300.0), (1.0, 5000.0)];
-        let line = |label: &str| Line { label: label.into(), points: points(&curve) };
+        let line = |label: &str| Line { label: label.into(), style: style(0), points: points(&curve) };
         let lines = [line("disk.read"), line("disk.write")];
         for linear in [false, true] {
             let picture = draw(&lines, "a title", linear).expect("drawable");
@@ -243,8 +277,22 @@ mod tests {
                 assert!(picture.contains(text), "{text} is missing (linear: {linear})");
             }
         }
-        let flat = [Line { label: "null".into(), points: points(&vec![(0.0, 1.0), (1.0, 1.0)]) }];
+        let flat =
+            [Line { label: "null".into(), style: style(9), points: points(&vec![(0.0, 1.0), (1.0, 1.0)]) }];
         draw(&flat, "one value only", false).expect("drawable");
+    }
+
+    #[test]
+    fn a_label_stands_before_the_file() {
+        for (word, label, file) in [
+            ("nbdkit=a/b.hgrm", Some("nbdkit"), "a/b.hgrm"),
+            ("a b=c=d.hgrm", Some("a b"), "c=d.hgrm"),
+            ("./a=b.hgrm", None, "./a=b.hgrm"),
+            ("=b.hgrm", None, "=b.hgrm"),
+            ("b.hgrm", None, "b.hgrm"),
+        ] {
+            assert_eq!(labelled(Path::new(word)), (label.map(str::to_owned), file.into()), "{word}");
+        }
     }
 
     #[test]

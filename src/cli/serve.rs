@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::{log, report::Report, start, value, value::AutoOr, value::When, watch};
+use super::value::{AutoOff, AutoOr, When, ZeroCopy};
+use super::{log, report::Report, start, value, watch};
 use crate::backend::ExportSpec;
 use crate::net::listen::Listen;
 
@@ -32,6 +33,8 @@ Keys of an export:
                      or adaptive (the shard, threads once one was held up);
                      auto is ring where the file system lets it, else adaptive
   direct=on          O_DIRECT, around the page cache
+  iopoll=on          with direct=on: look for completions instead of taking
+                     interrupts; for devices with poll queues (NVMe)
   strict=on          refuse requests that are not aligned to the block size
   lock=off           do not keep other writers out
   rotational=on|off  what the disk is; without it the kernel is asked
@@ -94,6 +97,30 @@ pub(super) struct Serve {
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Limits")]
     pub(super) poll: When,
 
+    /// Let a kernel thread for each shard take what it submits, without system calls (SQPOLL)
+    ///
+    /// For machines with processors to spare: the thread burns one until nothing was submitted for this long.
+    #[arg(long, value_name = "IDLE", value_parser = value::duration_above_zero, help_heading = "Limits")]
+    pub(super) sqpoll: Option<Duration>,
+
+    /// Let the kernel look at network cards for so long before a shard sleeps (NAPI busy polling, Linux 6.9)
+    ///
+    /// Saves the interrupt on real cards, such as 50us; a loopback has none. Beside it --poll looks at the ring.
+    #[arg(long, value_name = "TIME", value_parser = value::duration_above_zero, help_heading = "Limits")]
+    pub(super) busy_poll: Option<Duration>,
+
+    /// How large reads are answered that the page cache holds
+    ///
+    /// auto: without a buffer of ours, by sendfile between machines and from a mapping of the file within
+    /// one. off: read into a buffer and sent. map, sendfile: this one everywhere. A write that overlaps a
+    /// read in flight may show in it, as the protocol allows.
+    #[arg(long, value_name = "HOW", value_enum, default_value = "auto", help_heading = "Limits")]
+    pub(super) zero_copy: ZeroCopy,
+
+    /// Send large replies to other machines without a copy (SENDMSG_ZC), until the kernel says that it made one
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Limits")]
+    pub(super) send_zc: AutoOff,
+
     /// Connections at a time; more are turned away
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     pub(super) max_connections: u32,
@@ -139,6 +166,13 @@ pub(super) struct Serve {
     /// At exit print the latency table on standard error (so does -v)
     #[arg(long, help_heading = "Measuring")]
     pub(super) stats: bool,
+
+    /// Give all histograms so far, as one HdrHistogram interval log, to whoever connects to this unix socket
+    ///
+    /// ringnbd bench --stats-socket reads it, to say where the time of its requests went; so does
+    /// socat - UNIX-CONNECT:PATH.
+    #[arg(long, value_name = "PATH", help_heading = "Measuring")]
+    pub(super) stats_socket: Option<PathBuf>,
 
     /// The form of the log
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", help_heading = "Log")]

@@ -10,9 +10,11 @@ use super::pid_file::PidFile;
 use super::report::Report;
 use super::run::{self, Environment};
 use super::serve::Serve;
+use super::stats_socket::StatsSocket;
+use super::value::AutoOff;
 use super::watch::{self, Event, Events, Running};
 use crate::net::listen::{self, Listen, Listener, PORT};
-use crate::server::{Config, Limits, Server};
+use crate::server::{Config, Limits, Sending, Server};
 
 /// Connections that the kernel keeps until they are accepted; it lowers this to `net.core.somaxconn`.
 /// A burst of clients at boot is larger than the traditional 128.
@@ -28,6 +30,7 @@ pub(super) fn start(
 ) -> anyhow::Result<Running> {
     descriptors::make_room(serve.max_connections, serve.exports.len());
     let listeners = listeners(&serve.listen)?;
+    let stats_socket = serve.stats_socket.as_deref().map(StatsSocket::bind).transpose()?;
     for export in &mut serve.exports {
         export.options.readonly |= serve.read_only;
     }
@@ -43,6 +46,9 @@ pub(super) fn start(
         shards: serve.shards.0,
         pin: !serve.no_pin,
         poll: serve.poll.into(),
+        sqpoll: serve.sqpoll,
+        busy_poll: serve.busy_poll,
+        sending: Sending { zero_copy: serve.zero_copy.into(), send_zc: serve.send_zc == AutoOff::Auto },
         oldstyle: serve.oldstyle,
         limits: Limits {
             connections_max: serve.max_connections,
@@ -62,6 +68,8 @@ pub(super) fn start(
         }
     }
     report.begin(server.export_names())?;
+    let stats_socket = stats_socket.map(|socket| socket.answer(server.export_names(), events.sender()));
+    let stats_socket = stats_socket.transpose()?.flatten();
     let (ended, to_main) = (server.ended(), events.sender());
     watch::spawn("end", move || {
         ended.wait();
@@ -80,7 +88,7 @@ pub(super) fn start(
         }
         None => None,
     };
-    Ok(Running { server, pid_file, child })
+    Ok(Running { server, pid_file, stats_socket, child })
 }
 
 /// Inherited sockets and those asked for; the default when there are neither.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::server::Poll;
+use crate::server::{self, Poll};
 
 /// `auto`, or how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +37,45 @@ impl From<When> for Poll {
     }
 }
 
-/// `10`, `10s`, `500ms`, `2m`, `1h`; a bare number is seconds, fractions are allowed.
+/// A thing tried where it may pay, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum AutoOff {
+    Auto,
+    Off,
+}
+
+/// How large cached reads are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ZeroCopy {
+    Auto,
+    Off,
+    Map,
+    #[value(name = "sendfile")]
+    SendFile,
+}
+
+impl From<ZeroCopy> for server::ZeroCopy {
+    fn from(way: ZeroCopy) -> Self {
+        match way {
+            ZeroCopy::Auto => Self::Auto,
+            ZeroCopy::Off => Self::Off,
+            ZeroCopy::Map => Self::Map,
+            ZeroCopy::SendFile => Self::SendFile,
+        }
+    }
+}
+
+/// `10`, `10s`, `500ms`, `50us`, `2m`, `1h`; a bare number is seconds, fractions are allowed.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits_end);
     let seconds = match unit {
+        "us" => 1e-6,
         "ms" => 1e-3,
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("'{unit}' is not a unit of time: use ms, s, m or h")),
+        _ => return Err(format!("'{unit}' is not a unit of time: use us, ms, s, m or h")),
     };
     let number: f64 = number.parse().map_err(|_| "must be a time such as 10s, 500ms or 2m".to_owned())?;
     match Duration::try_from_secs_f64(number * seconds) {

@@ -3,6 +3,7 @@
 //! ```text
 //!   SIGTERM, SIGINT ---> drain ----(again)----> stop
 //!   SIGUSR1 -----------> print the table
+//!   --stats-socket ----> a snapshot for its reader
 //!   the --run child ends, or fails to: drain, keep its code
 //!   the interval ends -> a line in the log
 //!   the server is done-> report, exit
@@ -24,6 +25,8 @@ use signal_hook::iterator::Signals;
 use super::pid_file::PidFile;
 use super::report::Report;
 use super::run;
+use crate::metrics::Snapshot;
+use crate::net::listen::PathGuard;
 use crate::server::Server;
 
 /// What the main thread waits for.
@@ -33,6 +36,8 @@ pub(super) enum Event {
     Signal(i32),
     /// The command of `--run` ended.
     ChildEnded(ExitStatus),
+    /// A reader of `--stats-socket` waits for this.
+    StatsWanted(Sender<Snapshot>),
     /// Every shard has ended.
     ServerEnded,
 }
@@ -103,6 +108,7 @@ pub(super) fn spawn(name: &str, wait: impl FnOnce() + Send + 'static) -> anyhow:
 pub(super) struct Running {
     pub(super) server: Server,
     pub(super) pid_file: Option<PidFile>,
+    pub(super) stats_socket: Option<PathGuard>,
     /// The command of `--run`, until it ended.
     pub(super) child: Option<Pid>,
 }
@@ -133,13 +139,17 @@ impl Running {
                     self.child = None;
                     self.drain();
                 }
+                Some(Event::StatsWanted(reader)) => {
+                    // It may have gone.
+                    let _ = reader.send(self.server.snapshot());
+                }
                 Some(Event::ServerEnded) => serving = false,
             }
         }
         let last = self.server.snapshot();
         self.server.join()?;
         report.end(last)?;
-        drop(self.pid_file);
+        drop((self.pid_file, self.stats_socket));
         Ok(ExitCode::from(code))
     }
 

@@ -85,7 +85,7 @@ pub struct Plan {
     pub rate_iops: Option<u32>,
     /// How long, after `ramp`.
     pub runtime: Duration,
-    /// How long before anything is counted.
+    /// How long before anything is counted; with zero the very first request counts.
     pub ramp: Duration,
     /// Who is told what each second brought.
     pub intervals: Option<Sender<Interval>>,
@@ -146,6 +146,9 @@ async fn drive(plan: Plan) -> Result<Report, LoadError> {
         Ledger::new(author, window.clone(), work.sizes.smallest(), !work.pattern.writes())
     });
     let run = Rc::new(Run::new(plan.connections, ledger));
+    if plan.ramp.is_zero() {
+        run.tally.begin(0); // the very first request counts
+    }
     let now_ns = rt::clock_ns();
     let mut workers = Vec::new();
     for (number, (connection, window)) in (0..).zip(connections) {
@@ -166,8 +169,10 @@ async fn drive(plan: Plan) -> Result<Report, LoadError> {
 
 /// Takes the run through its phases.
 async fn conduct(plan: &Plan, run: &Rc<Run>, workers: &[Rc<Worker>]) -> Result<Report, LoadError> {
-    unless_broken(run, timer::sleep(plan.ramp)).await?;
-    run.tally.begin(rt::clock_ns());
+    if !plan.ramp.is_zero() {
+        unless_broken(run, timer::sleep(plan.ramp)).await?;
+        run.tally.begin(rt::clock_ns());
+    }
     let (started, usage) = (Instant::now(), report::cpu_time());
     unless_broken(run, pass_time(plan, run, started)).await?;
     let (elapsed, usage) = (started.elapsed(), report::cpu_time().saturating_sub(usage));

@@ -98,8 +98,8 @@ impl Report {
         text
     }
 
-    /// For programs. Times in microseconds.
-    pub fn json(&self) -> String {
+    /// For programs. Times in microseconds. `more` is put after its last member: empty, or from a comma on.
+    pub fn json(&self, more: &str) -> String {
         let mut text = format!(
             "{{\"seconds\": {:.3}, \"bytes\": {}, \"client_cpu_us_per_request\": {:.3}, \"unsent\": {}",
             self.elapsed.as_secs_f64(),
@@ -126,6 +126,7 @@ impl Report {
             }
             let _ = write!(text, ", \"max_us\": {:.2}}}", us(latency.max()));
         }
+        text.push_str(more);
         text.push_str("}\n");
         text
     }
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn json_has_an_object_for_each_command() {
-        let json = report(0, Some(7)).json();
+        let json = report(0, Some(7)).json(", \"more\": 1");
         for part in [
             "\"seconds\": 2.000, \"bytes\": 81920, \"client_cpu_us_per_request\": 2.000",
             "\"verified_blocks\": 7",
@@ -171,6 +172,7 @@ mod tests {
             "\"flush\": {\"requests\": 10",
             "\"p99_9_us\": ",
             "\"max_us\": ",
+            "}, \"more\": 1}\n",
         ] {
             assert!(json.contains(part), "{part}: {json}");
         }

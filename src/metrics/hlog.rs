@@ -57,6 +57,11 @@ impl<W: Write> HistogramLog<W> {
         })
     }
 
+    /// Writes a remark, which readers skip.
+    pub fn comment(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.out, "#{text}")
+    }
+
     /// Hands what was written to the file.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()

@@ -4,7 +4,8 @@
 //!   shard 0: ShardMetrics --snapshot()--.
 //!   shard 1: ShardMetrics --snapshot()--+-- Snapshot::merge --> table     (people, at exit and on SIGUSR1)
 //!   shard N: ShardMetrics --snapshot()--'        |              hgrm      (percentile files, `--hgrm`)
-//!                                                '-- since() -> hlog      (interval log V2, `--hdr-log`)
+//!                                                |-- since() -> hlog      (interval log V2, `--hdr-log`)
+//!                                                '-- totals               (all so far, `--stats-socket`)
 //! ```
 //!
 //! A shard records into memory that only it touches: no atomics, no locks, and no allocation once a
@@ -25,6 +26,7 @@ mod hlog;
 mod shard;
 mod snapshot;
 mod table;
+mod totals;
 
 pub use hgrm::{Curve, read_hgrm, write_hgrm};
 pub use histogram::new as histogram;
@@ -32,6 +34,7 @@ pub use hlog::{HistogramLog, IntervalLog};
 pub use shard::ShardMetrics;
 pub use snapshot::{CommandMetrics, Snapshot, labels};
 pub use table::table;
+pub use totals::{Times, Totals, write_totals};
 
 /// Declares an enum whose variants are indices into an array, each with its printed name.
 macro_rules! indexed {

@@ -114,6 +114,14 @@ impl Helpers {
     }
 }
 
+/// Where a helper has to share a processor with a busy shard, it takes a tenth and not half of it: with half, reads beside
+/// a client that asks for 100,000 extents over and over had a p99 of 4 ms (a tick), with a tenth the one they have alone.
+fn give_way() {
+    const NICER: i32 = 10;
+    let nice = rustix::process::getpriority_process(None).unwrap_or(0);
+    let _ = rustix::process::setpriority_process(None, (nice + NICER).min(19)); // of this thread alone, on Linux
+}
+
 fn helpers() -> &'static Helpers {
     static POOL: OnceLock<Helpers> = OnceLock::new();
     POOL.get_or_init(|| {
@@ -124,6 +132,7 @@ fn helpers() -> &'static Helpers {
             let work = move || {
                 // Started by a shard that may be pinned, for questions of all shards.
                 let _ = crate::sys::affinity::unpin();
+                give_way();
                 loop {
                     let question = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(question) = question else { return };

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::op::{USER_DATA_DOORBELL, USER_DATA_IGNORE};
-use super::ring::Ring;
+use super::ring::{Mode, Ring};
 
 /// `IORING_REGISTER_SEND_MSG_RING` (6.13): a MSG_RING without a ring to send it from. Private in the io-uring crate.
 const REGISTER_SEND_MSG_RING: libc::c_uint = 31;
@@ -24,7 +24,7 @@ pub struct Capabilities {
     pub message_ring: bool,
     /// A thread without a ring can post a completion (`IORING_REGISTER_SEND_MSG_RING`, 6.13).
     pub message_sync: bool,
-    /// Zero-copy sends exist (6.0); not used on loopback, where the kernel copies anyway.
+    /// Zero-copy sends of messages exist (`IORING_OP_SENDMSG_ZC`, 6.1).
     pub send_zero_copy: bool,
     /// `RLIMIT_MEMLOCK` in bytes; `None` when unlimited or when `CAP_IPC_LOCK` lifts it.
     pub memory_lock_max: Option<u64>,
@@ -81,6 +81,11 @@ pub enum Unsupported {
         /// The limit, a number of descriptors.
         limit: u64,
     },
+    /// No busy polling of network cards.
+    #[error(
+        "network cards cannot be busy-polled here: {0}; that takes Linux 6.9 or newer: leave out --busy-poll"
+    )]
+    BusyPoll(io::Error),
     /// Anything else.
     #[error("io_uring cannot be set up: {0}")]
     Other(io::Error),
@@ -91,14 +96,14 @@ pub enum Unsupported {
 /// # Errors
 /// [`Unsupported`] when a shard could not run here.
 pub fn probe() -> Result<Capabilities, Unsupported> {
-    let ring = Ring::new(8).map_err(|error| explain(error, "a ring"))?;
+    let ring = Ring::new(8, Mode::Plain).map_err(|error| explain(error, "a ring"))?;
     let mut probe = Probe::new();
     ring.uring().submitter().register_probe(&mut probe).map_err(Unsupported::Other)?;
     Ok(Capabilities {
         kernel: kernel_release(),
         message_ring: probe.is_supported(opcode::MsgRingData::CODE) && message_reaches_ring(&ring),
         message_sync: sync_message_reaches_ring(ring),
-        send_zero_copy: probe.is_supported(opcode::SendZc::CODE),
+        send_zero_copy: probe.is_supported(opcode::SendMsgZc::CODE),
         memory_lock_max: memory_lock_max(),
     })
 }
@@ -115,7 +120,7 @@ impl fmt::Display for Capabilities {
         writeln!(f, "ring setup              SINGLE_ISSUER DEFER_TASKRUN TASKRUN_FLAG SUBMIT_ALL")?;
         writeln!(f, "MSG_RING                {}", yes(self.message_ring))?;
         writeln!(f, "MSG_RING registration   {}", yes(self.message_sync))?;
-        writeln!(f, "SEND_ZC                 {} (not used)", yes(self.send_zero_copy))?;
+        writeln!(f, "SENDMSG_ZC              {}", yes(self.send_zero_copy))?;
         match self.memory_lock_max {
             Some(limit) => writeln!(f, "RLIMIT_MEMLOCK          {limit} bytes")?,
             None => writeln!(f, "RLIMIT_MEMLOCK          not limiting")?,
@@ -171,7 +176,7 @@ fn memory_lock_max() -> Option<u64> {
 /// Sends a message from a second ring to `target` and looks whether it arrives: kernels between 6.1 and 6.3 differ in
 /// how they treat a `DEFER_TASKRUN` target, and a doorbell that does not ring would hang the server.
 fn message_reaches_ring(target: &Ring) -> bool {
-    let Ok(mut sender) = Ring::new(8) else { return false };
+    let Ok(mut sender) = Ring::new(8, Mode::Plain) else { return false };
     let sqe = opcode::MsgRingData::new(types::Fd(target.uring().as_raw_fd()), 0, USER_DATA_DOORBELL, None)
         .build()
         .flags(squeue::Flags::empty())

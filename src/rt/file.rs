@@ -15,6 +15,7 @@ use super::buffer::Buffer;
 use super::fault::{Kind, Verdict};
 use super::mood::Mood;
 use super::op::{Completion, Op};
+use super::polled::Polled;
 use super::{Shard, timer, writer};
 
 /// Files one shard can have registered: exports, each with up to two descriptors.
@@ -25,9 +26,11 @@ const INLINE_LENGTH_MAX: usize = 64 << 10;
 
 /// The largest single write: the kernel's own limit is `INT_MAX` rounded to a page.
 const WRITE_MAX: usize = 1 << 30;
-/// The largest single read. What the page cache has is copied while the shard stands still, so longer reads let others in
-/// after each millisecond or so. (Writes go to threads instead: cut up, each piece would be synced.)
-const READ_MAX: usize = 4 << 20;
+/// The largest single read through the page cache, which is copied while the shard stands still: so longer reads let others
+/// in. (Writes go to threads instead: cut up, each piece would be synced.)
+const READ_MAX: usize = 128 << 10;
+/// The same around the page cache, where a read is a command to the disk, and pieces would come one after the other.
+const DIRECT_READ_MAX: usize = 4 << 20;
 
 /// A file in the fixed-file table of the shard that registered it. Cheap to clone; not `Send`.
 #[derive(Clone, Debug)]
@@ -40,7 +43,11 @@ struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,
     writes: Writes,
+    /// Bytes of one read.
+    read_max: usize,
     mood: Mood,
+    /// Reads and writes go to the ring that is polled.
+    polled: bool,
 }
 
 /// Who carries out a write that need not be durable at once.
@@ -74,7 +81,25 @@ impl File {
             }
             Ok(slot)
         })?;
-        Ok(Self { inner: Rc::new(Registered { slot, fd, writes, mood: Mood::default() }) })
+        let direct =
+            rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT));
+        let read_max = if direct { DIRECT_READ_MAX } else { READ_MAX };
+        Ok(Self {
+            inner: Rc::new(Registered { slot, fd, writes, read_max, mood: Mood::default(), polled: false }),
+        })
+    }
+
+    /// The same for a file opened with O_DIRECT on a device whose queues are polled; `align` is the least it reads.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when the device has no such queues; else as [`File::register`].
+    pub fn register_polled(fd: Arc<OwnedFd>, align: usize) -> io::Result<Self> {
+        let mut file = Self::register(fd, Writes::Ring)?;
+        super::with(|shard| Polled::register(shard, &file.inner.fd, file.inner.slot, align))?;
+        if let Some(inner) = Rc::get_mut(&mut file.inner) {
+            inner.polled = true;
+        }
+        Ok(file)
     }
 
     /// The descriptor, for calls that have no opcode.
@@ -99,7 +124,7 @@ impl File {
     ) -> (io::Result<()>, Buffer) {
         let mut done = 0;
         while done < range.len() {
-            let part = range.start + done..range.end.min(range.start + done + READ_MAX);
+            let part = range.start + done..range.end.min(range.start + done + self.inner.read_max);
             let (result, back) = self.read_once(buffer, part, offset + done as u64).await;
             buffer = back;
             match result {
@@ -159,7 +184,14 @@ impl File {
         } else {
             opcode::Read::new(self.fixed(), start, length).offset(offset).build()
         };
-        transferred(submit(sqe, buffer).await)
+        transferred(self.transfer(sqe, buffer, length).await)
+    }
+
+    fn transfer(&self, sqe: squeue::Entry, buffer: Buffer, length: u32) -> Op<Buffer> {
+        if self.inner.polled {
+            return super::with(|shard| Op::submit_polled(shard, sqe, buffer));
+        }
+        submit_weighed(sqe, buffer, length)
     }
 
     async fn write_once(
@@ -207,7 +239,9 @@ impl File {
         } else {
             opcode::Write::new(self.fixed(), start, length).offset(offset).rw_flags(flags).build()
         };
-        transferred(submit(sqe, buffer).await)
+        // What is synced has to wait for more than the device's queue.
+        let op = if dsync { submit_weighed(sqe, buffer, length) } else { self.transfer(sqe, buffer, length) };
+        transferred(op.await)
     }
 
     /// Makes completed writes durable (`fdatasync(2)`).
@@ -279,6 +313,11 @@ fn pointer(buffer: &mut Buffer, part: Range<usize>) -> *mut u8 {
 
 fn submit<K: 'static>(sqe: squeue::Entry, kept: K) -> Op<K> {
     super::with(|shard: &Shard| Op::submit(shard, sqe, kept))
+}
+
+/// For what moves so many bytes.
+fn submit_weighed<K: 'static>(sqe: squeue::Entry, kept: K, length: u32) -> Op<K> {
+    super::with(|shard: &Shard| Op::submit_weighed(shard, sqe, kept, length as usize))
 }
 
 fn transferred((completion, buffer): (Completion, Buffer)) -> (io::Result<usize>, Buffer) {

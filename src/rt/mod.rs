@@ -12,12 +12,13 @@
 //! | file | holds |
 //! |---|---|
 //! | [`caps`] | what the kernel can do |
-//! | `ring` | the io_uring itself |
+//! | `ring`, `polled` | the io_uring itself, and one for files that are polled |
 //! | `op` | the life of an operation, its ownership rules |
 //! | `task`, `waker` | the executor |
 //! | `poll` | looking before sleeping |
-//! | [`mod@file`], [`net`], [`timer`], `connect` | one function per opcode |
-//! | [`gather`], `buffer`, `buffer_ring` | memory that travels |
+//! | `heavy` | what moves much waits in line |
+//! | [`mod@file`], [`net`], `lend`, [`timer`], `connect` | one function per opcode |
+//! | [`gather`], `buffer`, `buffer_ring`, `cached` | memory that travels |
 //! | [`sync`], `join` | waiting for each other on one thread |
 //! | `remote`, `blocking`, `writer` | other threads |
 //! | `mood` | whether a file system takes writes at once |
@@ -36,21 +37,26 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use io_uring::types::Napi;
 use io_uring::{cqueue, opcode, squeue};
 
 mod blocking;
 mod buffer;
 mod buffer_ring;
+mod cached;
 pub mod caps;
 mod connect;
 pub mod fault;
 pub mod file;
 pub mod gather;
+mod heavy;
 mod join;
+mod lend;
 mod mood;
 pub mod net;
 mod op;
 mod poll;
+mod polled;
 mod remote;
 mod ring;
 pub mod sync;
@@ -64,16 +70,18 @@ mod writer;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
+pub use cached::{Cached, CachedFile};
 pub use connect::connect;
 pub use file::{FILES_MAX, File, Writes};
 pub use join::join_all;
+pub use lend::Lent;
 pub use poll::Poll;
 pub use remote::{Doorbell, Remote};
 pub use task::BLOCK_BYTES;
 pub use writer::{WRITERS, buffered_writes_wait};
 
 use op::{After, Completion, Ops, USER_DATA_DOORBELL, USER_DATA_IGNORE};
-use ring::Ring;
+use ring::{Mode, Ring};
 
 /// Rounds of tasks that wake each other before the ring gets its turn again.
 const ROUNDS_MAX: usize = 16;
@@ -99,6 +107,10 @@ pub struct Config {
     pub doorbell: Doorbell,
     /// Whether to look for completions before sleeping.
     pub poll: Poll,
+    /// Let a kernel thread take what is submitted; it sleeps after so long without work.
+    pub sqpoll: Option<Duration>,
+    /// How long the kernel looks at network cards before it sleeps (`IORING_REGISTER_NAPI`, 6.9).
+    pub busy_poll: Option<Duration>,
     /// Faults to inject; `None` outside of tests.
     pub faults: Option<fault::Plan>,
 }
@@ -114,6 +126,8 @@ impl Default for Config {
             receive_buffer_size: 64 << 10,
             doorbell: Doorbell::Eventfd,
             poll: Poll::Never,
+            sqpoll: None,
+            busy_poll: None,
             faults: None,
         }
     }
@@ -133,7 +147,11 @@ pub(crate) struct Shard {
     poller: RefCell<poll::Poller>,
     /// Tasks that let others have their turn first.
     yielded: RefCell<Vec<Waker>>,
+    heavy: heavy::Line,
+    /// Tasks that wait for that line to be empty.
+    behind_line: RefCell<Vec<Waker>>,
     writers: writer::Writers,
+    polled: polled::Polled,
     faults: Option<fault::Faults>,
     started: Instant,
     now: Cell<u64>,
@@ -216,6 +234,22 @@ pub async fn next_turn() {
     .await;
 }
 
+/// The same, until every operation that moves much has been submitted as well, whoever asked for it: they go one at a time,
+/// and a caller who asks for many of them does not stand in line more than once.
+pub async fn line_empty() {
+    next_turn().await;
+    std::future::poll_fn(|context| {
+        with(|shard| {
+            if shard.heavy.is_empty() {
+                return std::task::Poll::Ready(());
+            }
+            shard.behind_line.borrow_mut().push(context.waker().clone());
+            std::task::Poll::Pending
+        })
+    })
+    .await;
+}
+
 /// Nanoseconds on the shard's monotonic clock when the loop last came back from the kernel: free of charge, and the time
 /// at which everything now being handled had arrived.
 pub fn now_ns() -> u64 {
@@ -241,8 +275,14 @@ impl Shard {
     fn new(config: &Config) -> Result<Self, caps::Unsupported> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let other = caps::Unsupported::Other;
-        let ring = Ring::new(config.entries).map_err(|error| caps::explain(error, "a ring"))?;
+        let mode = config.sqpoll.map_or(Mode::Plain, |idle| Mode::Thread { idle });
+        let ring = Ring::new(config.entries, mode).map_err(|error| caps::explain(error, "a ring"))?;
         let submitter = ring.uring().submitter();
+        if let Some(longest) = config.busy_poll {
+            let longest_us = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
+            let mut napi = Napi::new().set_busy_poll_timeout(longest_us).set_prefer_busy_poll(true);
+            submitter.register_napi(&mut napi).map_err(caps::Unsupported::BusyPoll)?;
+        }
         submitter
             .register_files_sparse(FILES_MAX)
             .map_err(|error| caps::explain(error, "a ring's table of files"))?;
@@ -273,7 +313,10 @@ impl Shard {
             remote,
             poller: RefCell::new(poll::Poller::new(config.poll)),
             yielded: RefCell::new(Vec::new()),
+            heavy: heavy::Line::default(),
+            behind_line: RefCell::new(Vec::new()),
             writers: writer::Writers::new(),
+            polled: polled::Polled::default(),
             faults: config.faults.map(fault::Faults::new),
             started: Instant::now(),
             now: Cell::new(0),
@@ -289,6 +332,10 @@ impl Shard {
             self.run_rounds();
             if !patient.is_empty() {
                 patient.drain(..).for_each(Waker::wake);
+                self.run_rounds();
+            }
+            if self.heavy.is_empty() && !self.behind_line.borrow().is_empty() {
+                self.behind_line.borrow_mut().drain(..).for_each(Waker::wake);
                 self.run_rounds();
             }
             if let Some(output) = finished() {
@@ -308,21 +355,27 @@ impl Shard {
 
     /// Whether there is something to do without waiting for the kernel.
     fn has_ready(&self) -> bool {
-        self.tasks.has_ready() || !self.yielded.borrow().is_empty()
+        let waiting = !self.yielded.borrow().is_empty() || !self.behind_line.borrow().is_empty();
+        self.tasks.has_ready() || waiting || self.polled.is_busy()
     }
 
     /// Submits, and waits if there is nothing else to do.
     fn enter(&self) {
-        let ready = self.has_ready();
-        self.writers.end_turn(ready, &self.remote);
         let mut ring = self.ring.borrow_mut();
+        // Submitting comes before reaping in the kernel: what has arrived would wait for a heavy operation too.
+        let light = ring.pushed() > 0 || ring.has_work();
+        if let Some(sqe) = self.heavy.next(light) {
+            ring.push(&sqe);
+        }
+        let ready = self.has_ready() || !self.heavy.is_empty();
+        self.writers.end_turn(ready, &self.remote);
         let idle = !ready && ring.pushed() == 0;
         let mut poller = self.poller.borrow_mut();
         if ready {
             if ring.pushed() > 0 || ring.has_work() {
                 ring.enter(0);
             }
-        } else if poller.polls() {
+        } else if poller.polls() && !self.writers.need_this_processor() {
             // What is submitted here often completes at once, and then there is nothing to wait for.
             if ring.pushed() > 0 {
                 ring.enter(0);
@@ -362,6 +415,10 @@ impl Shard {
                 self.complete(&cqe);
             }
         }
+        self.polled.look(reaped);
+        for cqe in reaped.drain(..) {
+            self.complete(&cqe);
+        }
     }
 
     fn complete(&self, cqe: &cqueue::Entry) {
@@ -392,6 +449,11 @@ impl Shard {
         self.ring.borrow_mut().push(&sqe);
     }
 
+    /// The same, for one that moves so many bytes.
+    fn push_weighed(&self, sqe: squeue::Entry, bytes: usize) {
+        if bytes < heavy::HEAVY_MIN { self.push(sqe) } else { self.heavy.push(sqe) }
+    }
+
     fn cancel(&self, key: u64) {
         self.push(opcode::AsyncCancel::new(key).build().user_data(USER_DATA_IGNORE));
     }
@@ -406,6 +468,10 @@ impl Shard {
         self.remote.close();
         self.tasks.clear();
         self.writers.hand_over(&self.remote);
+        // An operation that was never submitted would never complete.
+        while let Some(sqe) = self.heavy.next(false) {
+            self.push(sqe);
+        }
         // A letter to another shard may be among what was pushed last.
         self.ring.borrow().enter(0);
         let keys: Vec<u64> = self.ops.borrow().keys().collect();

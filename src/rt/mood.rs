@@ -5,16 +5,19 @@
 //! shows it, and the writes after it go where they may wait:
 //!
 //! ```text
-//!   calm --a write took STALL--> stalled for PAUSE, twice as long each time up to PAUSE_MAX --> calm
-//!     '--calm for PAUSE_MAX: the next pause is short again
+//!   calm --a write took STALL--> stalled for a pause: PAUSE, four times as long each time, up to PAUSE_MAX --> calm
+//!     '--calm for ten times the last pause: the next one is PAUSE again
 //! ```
+//!
+//! A thread that lost its processor for a moment looks the same, but only once: after a short pause the next write is
+//! quick, whereas in a jam it is held up again.
 
 use std::cell::Cell;
 
 /// A write that takes longer was held up: the copy of the largest one that is tried takes some 10 us.
 const STALL_NS: u64 = 1_000_000;
 /// The first pause.
-const PAUSE_NS: u64 = 1_000_000_000;
+const PAUSE_NS: u64 = 20_000_000;
 /// The longest pause: what a lasting jam costs the shard is one stall in so long.
 const PAUSE_MAX_NS: u64 = 60_000_000_000;
 
@@ -37,8 +40,8 @@ impl Mood {
             return;
         }
         let calm_ns = start_ns.saturating_sub(self.stalled_until_ns.get());
-        let last_ns = if calm_ns < PAUSE_MAX_NS { self.pause_ns.get() } else { 0 };
-        let pause_ns = (last_ns * 2).clamp(PAUSE_NS, PAUSE_MAX_NS);
+        let last_ns = if calm_ns < 10 * self.pause_ns.get() { self.pause_ns.get() } else { 0 };
+        let pause_ns = (last_ns * 4).clamp(PAUSE_NS, PAUSE_MAX_NS);
         self.pause_ns.set(pause_ns);
         self.stalled_until_ns.set(end_ns + pause_ns);
     }
@@ -48,17 +51,18 @@ impl Mood {
 mod tests {
     use super::*;
 
-    const SECOND_NS: u64 = 1_000_000_000;
+    const MS: u64 = 1_000_000;
+    const SECOND: u64 = 1_000 * MS;
 
-    /// Writes held up whenever they are tried; when each was tried, in seconds.
+    /// Writes held up whenever they are tried; when each was tried, in milliseconds.
     fn stalls(mood: &Mood, mut now_ns: u64, until_ns: u64) -> Vec<u64> {
         let mut seen = Vec::new();
         while now_ns < until_ns {
             if mood.is_calm(now_ns) {
-                mood.took(now_ns, now_ns + 2 * STALL_NS);
-                seen.push(now_ns / SECOND_NS);
+                mood.took(now_ns, now_ns + 2 * MS);
+                seen.push(now_ns / MS);
             }
-            now_ns += SECOND_NS / 2;
+            now_ns += 10 * MS;
         }
         seen
     }
@@ -73,11 +77,20 @@ mod tests {
     #[test]
     fn a_lasting_jam_is_tried_ever_more_rarely_and_a_new_one_soon_again() {
         let mood = Mood::default();
-        assert_eq!(stalls(&mood, 0, 200 * SECOND_NS), [0, 1, 4, 8, 17, 33, 66, 126, 187]);
-        let later_ns = 1000 * SECOND_NS;
-        assert!(mood.is_calm(later_ns));
-        mood.took(later_ns, later_ns + 2 * STALL_NS);
-        assert!(!mood.is_calm(later_ns + SECOND_NS / 2));
-        assert!(mood.is_calm(later_ns + 2 * SECOND_NS));
+        let tried = stalls(&mood, 0, 200 * SECOND);
+        assert_eq!(tried, [0, 30, 120, 450, 1_740, 6_870, 27_360, 87_370, 147_380]);
+        let later_ns = 1_000 * SECOND;
+        mood.took(later_ns, later_ns + 2 * MS);
+        assert!(!mood.is_calm(later_ns + 10 * MS));
+        assert!(mood.is_calm(later_ns + 30 * MS));
+    }
+
+    #[test]
+    fn a_processor_lost_now_and_then_is_no_jam() {
+        let mood = Mood::default();
+        for second in 1..100 {
+            mood.took(second * SECOND, second * SECOND + 4 * MS);
+            assert!(mood.is_calm(second * SECOND + 25 * MS), "after {second} of them");
+        }
     }
 }

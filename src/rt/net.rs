@@ -23,7 +23,7 @@ use super::buffer::Buffer;
 use super::buffer_ring::{GROUP, Received};
 use super::fault::Kind;
 use super::file::{checked, faults_planned, judge};
-use super::gather::Gather;
+use super::gather::{Gather, MESSAGE_MAX};
 use super::op::{Completion, Op, Stream};
 use super::sync::Event;
 
@@ -48,6 +48,11 @@ impl Socket {
     /// When a send or an in-place receive last made progress, in nanoseconds on the shard's clock; 0 for never.
     pub fn moved_ns(&self) -> u64 {
         self.moved_ns.get()
+    }
+
+    /// Notes that bytes moved now.
+    pub(super) fn moved(&self) {
+        self.moved_ns.set(super::now_ns());
     }
 
     /// Ends both directions at once (`shutdown(2)`): operations in flight complete, the peer sees the end.
@@ -87,7 +92,7 @@ impl Socket {
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
-                    self.moved_ns.set(super::now_ns());
+                    self.moved();
                 }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), buffer),
@@ -106,16 +111,17 @@ impl Socket {
             if faults_planned() && Box::pin(judge(Kind::Send, 1)).await.is_err() {
                 continue; // EINTR, EAGAIN: again
             }
-            let message = gather.message();
-            let flags = libc::MSG_NOSIGNAL.unsigned_abs();
+            let (message, length) = gather.message(MESSAGE_MAX);
+            let flags = (libc::MSG_NOSIGNAL | gather.flags()).unsigned_abs();
             let sqe = opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             let kept = (gather, Rc::clone(self));
-            let (completion, kept) = super::with(|shard| Op::submit(shard, sqe, kept)).await;
+            let op = super::with(|shard| Op::submit_weighed(shard, sqe, kept, length));
+            let (completion, kept) = op.await;
             gather = kept.0;
             match checked(completion.result) {
                 Ok(count) => {
                     gather.advance(count);
-                    self.moved_ns.set(super::now_ns());
+                    self.moved();
                 }
                 Err(error) if is_retried(&error) => {}
                 Err(error) => return (Err(error), gather),
@@ -125,7 +131,7 @@ impl Socket {
     }
 }
 
-fn is_retried(error: &io::Error) -> bool {
+pub(super) fn is_retried(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 

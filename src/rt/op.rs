@@ -175,6 +175,20 @@ impl<K: 'static> Op<K> {
         Self { key, kept: Some(kept), cancel: false }
     }
 
+    /// The same on the ring of files that are polled.
+    pub(super) fn submit_polled(shard: &Shard, sqe: squeue::Entry, kept: K) -> Self {
+        let key = shard.ops.borrow_mut().insert(State::InFlight, None);
+        shard.polled.push(&sqe.user_data(key as u64));
+        Self { key, kept: Some(kept), cancel: false }
+    }
+
+    /// The same for one that moves `bytes` at once: it may have to stand in line (`heavy.rs`).
+    pub(super) fn submit_weighed(shard: &Shard, sqe: squeue::Entry, kept: K, bytes: usize) -> Self {
+        let key = shard.ops.borrow_mut().insert(State::InFlight, None);
+        shard.push_weighed(sqe.user_data(key as u64), bytes);
+        Self { key, kept: Some(kept), cancel: false }
+    }
+
     /// Submits a no-op that will answer `result`: how the fault layer fails an operation.
     pub(super) fn submit_replaced(shard: &Shard, result: i32, kept: K) -> Self {
         let key = shard.ops.borrow_mut().insert(State::InFlight, Some(result));

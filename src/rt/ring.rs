@@ -2,12 +2,24 @@
 //!
 //! `SINGLE_ISSUER + DEFER_TASKRUN`: completions are made when the loop asks for them, on its own thread, not in the
 //! middle of it. `TASKRUN_FLAG`: without it, `submit()` of the io-uring crate never runs deferred work. `SUBMIT_ALL`: one
-//! bad SQE does not hold back the rest of a batch.
+//! bad SQE does not hold back the rest of a batch. With `SQPOLL` a kernel thread submits and completes, so there is nothing to
+//! defer.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, squeue};
+
+/// Who submits and who completes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode {
+    /// Both when the kernel is entered.
+    Plain,
+    /// A kernel thread, which sleeps after `idle` without work (`IORING_SETUP_SQPOLL`).
+    Thread { idle: Duration },
+    /// Whoever enters looks at the devices (`IORING_SETUP_IOPOLL`): direct reads and writes, nothing else.
+    Polled,
+}
 
 /// A ring owned by the thread that built it.
 pub(super) struct Ring {
@@ -20,14 +32,17 @@ impl Ring {
     /// # Errors
     /// `ENOSYS`/`EPERM` where io_uring is absent or disabled, `ENOMEM` where `RLIMIT_MEMLOCK` is too small, `EINVAL`
     /// on kernels before 6.1; [`super::caps`] puts them into words.
-    pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let uring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(entries * 4)
-            .build(entries)?;
+    pub(super) fn new(entries: u32, mode: Mode) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_submit_all().setup_cqsize(entries * 4);
+        match mode {
+            Mode::Plain => builder.setup_defer_taskrun().setup_taskrun_flag(),
+            Mode::Thread { idle } => {
+                builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX))
+            }
+            Mode::Polled => builder.setup_iopoll().setup_defer_taskrun(),
+        };
+        let uring = builder.build(entries)?;
         // Saves the kernel an fdget per enter (5.18). Only a convenience: no table, no harm.
         let _ = uring.submitter().register_ring_fd();
         Ok(Self { uring })
@@ -48,7 +63,13 @@ impl Ring {
                     return;
                 }
             }
-            match self.uring.submit() {
+            // With SQPOLL the thread makes room; submitting only wakes it.
+            let room = if self.uring.params().is_setup_sqpoll() {
+                self.uring.submit().and_then(|_| self.uring.submitter().squeue_wait())
+            } else {
+                self.uring.submit()
+            };
+            match room {
                 Ok(_) => {}
                 // EBUSY, EAGAIN: the completion queue overflowed or memory is short; entering again makes room.
                 Err(error) if is_transient(&error) => {}

@@ -27,7 +27,7 @@ use io_uring::{opcode, types};
 
 use super::op::{Completion, Op};
 use super::remote::Remote;
-use super::ring::Ring;
+use super::ring::{Mode, Ring};
 use super::{Shard, buffer::Buffer};
 use crate::sys;
 
@@ -88,6 +88,8 @@ pub(super) struct Writers {
     answers: RefCell<Vec<(u64, i32)>>,
     /// Writes handed over and not yet answered.
     in_flight: Cell<usize>,
+    /// Threads of this process have one processor between them.
+    one_processor: bool,
 }
 
 impl Writers {
@@ -99,6 +101,7 @@ impl Writers {
             turns_waited: Cell::new(0),
             answers: RefCell::new(Vec::new()),
             in_flight: Cell::new(0),
+            one_processor: sys::affinity::shared().is_ok_and(|count| count == 1),
         }
     }
 
@@ -132,6 +135,11 @@ impl Writers {
             desk.queue().jobs.append(&mut fresh);
             desk.filled.notify_one();
         }
+    }
+
+    /// Whether a shard that looks for completions keeps a writer from making them.
+    pub(super) fn need_this_processor(&self) -> bool {
+        self.one_processor && self.in_flight.get() > 0
     }
 
     /// Takes the answers that have come, each once.
@@ -187,7 +195,7 @@ pub(super) fn submit(
 /// system in question whose content is of no interest.
 pub fn buffered_writes_wait(scratch: &OwnedFd) -> bool {
     static BYTES: [u8; 512] = [0; 512];
-    let Ok(mut ring) = Ring::new(4) else { return false };
+    let Ok(mut ring) = Ring::new(4, Mode::Plain) else { return false };
     let mut reaped = Vec::with_capacity(1);
     // The first try may be sent away only because space is to be allocated; the worker sees to that.
     for _ in 0..4 {

@@ -7,9 +7,6 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-
-use super::config::Limits;
 use super::shard::{ShardState, with_state};
 use crate::metrics::Counter;
 use crate::net::listen::Listener;
@@ -61,27 +58,5 @@ fn hand_over(shard: &Rc<ShardState>, fd: OwnedFd) {
     let posted = shard.directory.remote(target).post(move || with_state(|shard| shard.adopt(fd)));
     if !posted {
         shard.directory.left(target);
-    }
-}
-
-/// Sets a connection's socket options; answers how the log calls its peer.
-pub(super) fn prepare(fd: &OwnedFd, limits: &Limits) -> String {
-    let socket = SockRef::from(fd);
-    let address = socket.peer_addr().ok();
-    let tcp = address.as_ref().and_then(socket2::SockAddr::as_socket);
-    match tcp {
-        Some(address) => {
-            let keepalive =
-                TcpKeepalive::new().with_time(limits.keepalive).with_interval(limits.keepalive / 6);
-            // None of these can fail on a connected TCP socket; if one did, the connection still works.
-            let _ = socket.set_tcp_nodelay(true);
-            let _ = socket.set_tcp_keepalive(&keepalive);
-            let _ = socket.set_tcp_user_timeout(Some(limits.user_timeout));
-            address.to_string()
-        }
-        None => match rustix::net::sockopt::socket_peercred(fd) {
-            Ok(peer) => format!("unix:pid={}", peer.pid.as_raw_nonzero()),
-            Err(_) => "vsock".to_owned(),
-        },
     }
 }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use super::conn::{Body, Pending, Piece};
 use super::export::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, Export};
+use super::transport::Way;
 use crate::backend::{Backend, Extent, Extents, Failure, Zero};
 use crate::proto::reply::{self, Head};
 use crate::proto::{AllocationFlags, Command, CommandFlags, Dialect, Errno, Request};
@@ -52,6 +53,9 @@ async fn read(pending: &Pending) -> Answer {
         && let Some(runs) = Box::pin(holes(pending, length)).await
     {
         return Box::pin(read_sparse(pending, &runs)).await;
+    }
+    if let Some(body) = cached(pending, length) {
+        return Ok(body);
     }
     let buffer = match Buffer::try_acquire(length as usize) {
         Some(buffer) => buffer,
@@ -140,6 +144,16 @@ fn status_of(context: usize, extent: &Extent) -> u64 {
         CONTEXT_DEPTH => u64::from(!extent.hole),
         _ => 0,
     }
+}
+
+/// The answer as the page cache has it, for a read that is large enough.
+fn cached(pending: &Pending, length: u32) -> Option<Body> {
+    let (request, conn) = (&pending.request, &pending.conn);
+    if length < conn.shard.limits.zero_copy_min || conn.link.way == Way::Buffer {
+        return None;
+    }
+    let cached = backend(pending).cached(request.offset, length as usize)?;
+    Some(Body::Cached(reply::data(conn.session.dialect, request, request.offset, length, true), cached))
 }
 
 /// Whether it pays to ask for holes before reading.

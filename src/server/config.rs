@@ -19,10 +19,62 @@ pub struct Config {
     pub pin: bool,
     /// Whether a shard looks for work before it sleeps.
     pub poll: Poll,
+    /// Let a kernel thread take what shards submit; it sleeps after so long without work.
+    pub sqpoll: Option<Duration>,
+    /// How long the kernel looks at network cards before a shard sleeps.
+    pub busy_poll: Option<Duration>,
+    /// How replies get into sockets.
+    pub sending: Sending,
     /// Greet in the oldstyle; needs exactly one export.
     pub oldstyle: bool,
     /// Limits.
     pub limits: Limits,
+}
+
+impl Config {
+    /// A server of these exports on these sockets, everything else as it is by default.
+    pub fn new(exports: Vec<ExportSpec>, listeners: Vec<Listener>) -> Self {
+        Self {
+            exports,
+            listeners,
+            shards: None,
+            pin: true,
+            poll: Poll::default(),
+            sqpoll: None,
+            busy_poll: None,
+            sending: Sending::default(),
+            oldstyle: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How replies get into sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// For large reads of what the page cache holds.
+    pub zero_copy: ZeroCopy,
+    /// Try sends without a copy for large replies between machines (`IORING_OP_SENDMSG_ZC`).
+    pub send_zc: bool,
+}
+
+/// How a large read is answered when the page cache holds all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Sent with `sendfile` between machines, from a mapping within one.
+    Auto,
+    /// Read into a buffer, as everything else.
+    Off,
+    /// Sent from a mapping of the file.
+    Map,
+    /// Sent with `sendfile(2)`.
+    SendFile,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        Self { zero_copy: ZeroCopy::Auto, send_zc: true }
+    }
 }
 
 /// Everything that could grow, and how far it may.
@@ -57,6 +109,10 @@ pub struct Limits {
     /// hole: at 16 KiB asking costs more than it saves (13.2 against 9.7 us of CPU at depth 16), at 32 KiB less (13.5
     /// against 18.9), at 128 KiB much less (14.5 against 64.8).
     pub sparse_read_min: u32,
+    /// Reads of at least so many bytes are answered from the page cache without a copy, if all of it is there.
+    pub zero_copy_min: u32,
+    /// Gathered sends of at least so many bytes are tried without a copy between machines; pinning pages has its price.
+    pub send_zc_min: usize,
     /// Runs of data and holes in one read; what lies beyond them is read as data.
     pub sparse_runs_max: usize,
     /// Requests of one connection that are started before those of others, and the replies, have their turn. Keeps
@@ -90,6 +146,8 @@ impl Default for Limits {
             stall_grace: Duration::from_secs(5),
             extents_max: 8192,
             sparse_read_min: 32 << 10,
+            zero_copy_min: 64 << 10,
+            send_zc_min: 64 << 10,
             sparse_runs_max: 64,
             requests_per_turn: 8,
             bytes_per_turn: 256 << 10,

@@ -16,11 +16,12 @@ use smallvec::SmallVec;
 
 use super::export::Export;
 use super::shard::ShardState;
+use super::transport::Way;
 use crate::metrics::{CommandKind, Counter, Sample};
 use crate::proto::{self, Command, Errno, Head, Request, Session};
 use crate::rt::net::Socket;
 use crate::rt::sync::{Either, Event, Queue, Semaphore, select};
-use crate::rt::{self, Buffer, timer};
+use crate::rt::{self, Buffer, Cached, timer};
 
 /// A connection after its handshake.
 pub(super) struct Connection {
@@ -40,6 +41,10 @@ pub(super) struct Link {
     pub(super) socket: Rc<Socket>,
     /// How the log calls it.
     pub(super) peer: String,
+    /// How payload that the page cache holds gets into the socket.
+    pub(super) way: Way,
+    /// Whether large sends are tried without a copy: until the kernel says that it made one.
+    pub(super) lends: Cell<bool>,
     /// Since when the current transfer, a send or the receipt of a payload, is under way.
     pub(super) transfer_since: Cell<Option<u64>>,
     /// The server drains or stops now.
@@ -64,6 +69,8 @@ pub(super) enum Body {
     Pieces(Vec<Piece>),
     /// Bytes made for this reply (errors, block status).
     Bytes(Vec<u8>),
+    /// A header, and a payload that is sent from the page cache.
+    Cached(Head, Cached),
 }
 
 /// A chunk of a reply.

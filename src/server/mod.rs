@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `config` | what can be set, every limit |
 //! | `export` | the table of exports |
-//! | `shard`, `accept` | a shard's life, where connections come from |
+//! | `shard`, `accept`, `transport` | a shard's life, where connections come from, what their sockets are |
 //! | `negotiate` | the handshake on a socket |
 //! | `receive` | bytes to requests, admission, back-pressure |
 //! | `command` | every command |
@@ -37,6 +37,7 @@ mod send;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::io;
 use std::rc::Rc;
@@ -45,7 +46,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 pub use crate::rt::Poll;
-pub use config::{Config, Limits};
+pub use config::{Config, Limits, Sending, ZeroCopy};
 
 use crate::backend::OpenError;
 use crate::metrics::Snapshot;
@@ -166,12 +167,15 @@ impl Server {
                 registered_memory: if direct { REGISTERED_MEMORY } else { 0 },
                 doorbell: Doorbell::choose(&server.capabilities),
                 poll: config.poll,
+                sqpoll: config.sqpoll,
+                busy_poll: config.busy_poll,
                 ..rt::Config::default()
             };
             let seed = Seed {
                 index,
                 runtime,
                 limits: config.limits.clone(),
+                sending: config.sending,
                 oldstyle: config.oldstyle,
                 table: Arc::clone(&table),
                 directory: Arc::clone(&server.directory),
@@ -187,7 +191,8 @@ impl Server {
             }
         }
         let pinned = if config.pin { format!(", pinned to CPUs {cpus:?} in turn") } else { String::new() };
-        server.shards_described = format!("shards                  {count}{pinned}");
+        let submit = config.sqpoll.map_or("", |_| ", a kernel thread submits for each (SQPOLL)");
+        server.shards_described = format!("shards                  {count}{pinned}{submit}");
         Ok(server)
     }
 
@@ -324,6 +329,7 @@ struct Seed {
     index: usize,
     runtime: rt::Config,
     limits: Limits,
+    sending: Sending,
     oldstyle: bool,
     table: Arc<Table>,
     directory: Arc<Directory>,
@@ -348,7 +354,7 @@ impl Seed {
     }
 
     fn run(self, ready: &mpsc::Sender<Result<(), StartError>>) {
-        let Self { index, runtime, limits, oldstyle, table, directory, listeners, ended } = self;
+        let Self { index, runtime, limits, sending, oldstyle, table, directory, listeners, ended } = self;
         let _fuse = Fuse;
         if let Some(cpu) = runtime.cpu
             && let Err(error) = crate::sys::affinity::pin(cpu)
@@ -357,7 +363,8 @@ impl Seed {
         }
         let tell = ready.clone();
         let ran = rt::run(&runtime, move || async move {
-            let state = match ShardState::new(index, limits, oldstyle, table, Arc::clone(&directory)) {
+            let state = match ShardState::new(index, limits, sending, oldstyle, table, Arc::clone(&directory))
+            {
                 Ok(state) => state,
                 Err(error) => {
                     let _ = tell.send(Err(StartError::Shard { shard: index, error }));

@@ -56,7 +56,10 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
         }
         started += 1;
         bytes = bytes.saturating_add(request.length); // any number at all, where it was refused
-        if started >= conn.shard.limits.requests_per_turn || bytes >= conn.shard.limits.bytes_per_turn {
+        if bytes >= conn.shard.limits.bytes_per_turn {
+            (started, bytes) = (0, 0);
+            rt::line_empty().await;
+        } else if started >= conn.shard.limits.requests_per_turn {
             (started, bytes) = (0, 0);
             rt::next_turn().await;
         }

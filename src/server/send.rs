@@ -2,16 +2,26 @@
 //!
 //! While a send is under way, replies queue; the next send takes all that are there (up to `replies_per_send` and
 //! `bytes_per_send`). So the deeper the load, the fewer system calls per reply.
+//!
+//! A large payload that the page cache holds goes into the gather as it is mapped, or follows it by `sendfile`
+//! (`transport::Way`). A large gather may be lent to the kernel instead of copied; then the next one is sent while that is out.
 
+use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 
 use super::conn::{Body, Connection, Piece, Ticket};
-use crate::rt;
+use super::transport::Way;
 use crate::rt::gather::Gather;
+use crate::rt::{self, Cached};
+
+/// Gathers that came back from the kernel. A few, since few are out at a time.
+type Spares = Rc<RefCell<Vec<Box<Gather>>>>;
 
 /// Sends until the connection is closing and its queue is empty. After a send failed, replies are dropped instead, so
 /// that requests still end.
 pub(super) async fn run(conn: Rc<Connection>) {
+    let spares = Spares::default();
     let mut gather = Box::new(Gather::new());
     let mut tickets = Vec::with_capacity(conn.shard.limits.replies_per_send);
     let mut broken = false;
@@ -20,12 +30,12 @@ pub(super) async fn run(conn: Rc<Connection>) {
         if conn.replies.is_empty() {
             return;
         }
-        collect(&conn, &mut gather, &mut tickets);
+        let file = collect(&conn, &mut gather, &mut tickets);
         if !broken {
             conn.link.transfer_since.set(Some(rt::now_ns()));
-            let (result, back) = conn.link.socket.send(gather).await;
+            let (result, next) = send(&conn, gather, file, &spares).await;
             conn.link.transfer_since.set(None);
-            gather = back;
+            gather = next;
             if let Err(error) = result {
                 tracing::debug!("{}: cannot send: {error}", conn.link.peer);
                 broken = true;
@@ -40,15 +50,71 @@ pub(super) async fn run(conn: Rc<Connection>) {
     }
 }
 
-fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) {
+/// Sends what was gathered and the file's range after it; answers with a gather for what comes next.
+async fn send(
+    conn: &Connection,
+    gather: Box<Gather>,
+    file: Option<Cached>,
+    spares: &Spares,
+) -> (io::Result<()>, Box<Gather>) {
+    let lends = conn.link.lends.get() && gather.len() >= conn.shard.limits.send_zc_min;
+    let (mut result, gather) = if lends && gather.is_one_message() {
+        Box::pin(lend(conn, gather, spares)).await
+    } else {
+        conn.link.socket.send(gather).await
+    };
+    if let (Ok(()), Some(file)) = (&result, &file) {
+        result = Box::pin(conn.link.socket.send_file(file)).await;
+    }
+    (result, gather)
+}
+
+/// The same without a copy. If that is not to be had, the connection is not asked again.
+async fn lend(conn: &Connection, gather: Box<Gather>, spares: &Spares) -> (io::Result<()>, Box<Gather>) {
+    let (result, lent) = conn.link.socket.send_lent(gather).await;
+    match &result {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM)) =>
+        {
+            tracing::debug!("{}: sends are copied from now on: {error}", conn.link.peer);
+            conn.link.lends.set(false);
+            let (gather, _) = lent.back().await;
+            conn.link.socket.send(gather).await
+        }
+        _ => {
+            let (link, spares) = (Rc::clone(&conn.link), Rc::clone(spares));
+            let next = spares.borrow_mut().pop().unwrap_or_default();
+            rt::spawn(async move {
+                let (mut gather, copied) = lent.back().await;
+                gather.clear();
+                spares.borrow_mut().push(gather);
+                if copied && link.lends.replace(false) {
+                    tracing::debug!("{}: the kernel copied what was lent; no more of that", link.peer);
+                }
+            });
+            (result, next)
+        }
+    }
+}
+
+/// Gathers replies; answers with what is to be sent by `sendfile` after them.
+fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) -> Option<Cached> {
     let limits = &conn.shard.limits;
     while tickets.len() < limits.replies_per_send && gather.len() < limits.bytes_per_send {
-        let Some(reply) = conn.replies.pop() else { return };
+        let reply = conn.replies.pop()?;
         tickets.push(reply.ticket);
         match reply.body {
             Body::Head(head) => gather.bytes(&head),
             Body::Buffer(buffer) => gather.buffer(buffer),
             Body::Bytes(bytes) => gather.blob(bytes),
+            Body::Cached(head, cached) => {
+                gather.bytes(&head);
+                if conn.link.way == Way::SendFile {
+                    gather.more_follows();
+                    return Some(cached);
+                }
+                gather.cached(cached);
+            }
             Body::Pieces(pieces) => {
                 for piece in pieces {
                     match piece {
@@ -59,4 +125,5 @@ fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) {
             }
         }
     }
+    None
 }

@@ -19,10 +19,11 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::Directory;
-use super::config::Limits;
+use super::config::{Limits, Sending};
 use super::conn::{Connection, Link};
 use super::export::{Export, Table};
 use super::receive::End;
+use super::transport::{self, Transport};
 use super::{accept, negotiate, receive, send};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::net::Inbox;
@@ -50,6 +51,7 @@ pub(super) enum Phase {
 pub(super) struct ShardState {
     pub(super) index: usize,
     pub(super) limits: Limits,
+    pub(super) sending: Sending,
     pub(super) oldstyle: bool,
     pub(super) table: Arc<Table>,
     pub(super) directory: Arc<Directory>,
@@ -77,6 +79,7 @@ impl ShardState {
     pub(super) fn new(
         index: usize,
         limits: Limits,
+        sending: Sending,
         oldstyle: bool,
         table: Arc<Table>,
         directory: Arc<Directory>,
@@ -85,6 +88,7 @@ impl ShardState {
         let state = Rc::new(Self {
             index,
             limits,
+            sending,
             oldstyle,
             metrics: RefCell::new(ShardMetrics::new(exports.len())),
             exports,
@@ -209,10 +213,12 @@ impl ShardState {
 
 /// A connection from the first byte to the last.
 async fn serve_connection(shard: Rc<ShardState>, fd: OwnedFd) {
-    let peer = accept::prepare(&fd, &shard.limits);
+    let Transport { peer, way, lends } = transport::prepare(&fd, &shard.limits, shard.sending);
     let link = Rc::new(Link {
         socket: Rc::new(Socket::new(fd)),
         peer,
+        way,
+        lends: Cell::new(lends),
         transfer_since: Cell::new(None),
         phase_changed: Event::new(),
         evicted: Cell::new(false),

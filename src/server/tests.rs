@@ -4,9 +4,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Config, Limits, Server};
+use super::{Config, Server};
 use crate::backend::ExportSpec;
-use crate::rt::Poll;
 
 const VICTIM: &str = "RINGNBD_TEST_SHARD_PANICS";
 
@@ -31,16 +30,9 @@ fn a_panic_on_a_shard_ends_the_process() {
 /// Returns when one shard has ended and the other, if nothing stops it, would go on.
 fn panic_on_a_shard() {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
-    let server = Server::start(Config {
-        exports: vec![ExportSpec::parse("null:1M").unwrap()],
-        listeners: Vec::new(),
-        shards: Some(2),
-        pin: false,
-        poll: Poll::default(),
-        oldstyle: false,
-        limits: Limits::default(),
-    })
-    .unwrap();
+    let exports = vec![ExportSpec::parse("null:1M").unwrap()];
+    let server =
+        Server::start(Config { shards: Some(2), pin: false, ..Config::new(exports, Vec::new()) }).unwrap();
     let posted = server.directory.shards[1].remote.get().unwrap().post(|| panic!("on purpose"));
     assert!(posted);
     let _ = server.join();

@@ -20,6 +20,13 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// How many processors the process's threads share that are not pinned.
+pub fn shared() -> io::Result<usize> {
+    // The main thread is never pinned.
+    let all = sched_getaffinity(Some(rustix::process::getpid()))?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).count())
+}
+
 /// Lets the calling thread run wherever the process may: threads inherit the pin of the one that starts them.
 pub fn unpin() -> io::Result<()> {
     // The main thread is never pinned.

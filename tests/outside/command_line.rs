@@ -1,7 +1,8 @@
 //! The words of the command line and the ways to be started.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -150,6 +151,7 @@ fn help_version_completions_and_manual() {
         "--hdr-interval",
         "--hgrm",
         "--stats",
+        "--stats-socket",
         "--log-format",
         "--verbose",
         "--quiet",
@@ -212,27 +214,22 @@ fn latencies_are_left_behind_at_exit() {
     let picture = scratch.path("latency.svg");
     run(program(), ["plot".as_ref(), read.as_os_str(), "--output".as_ref(), picture.as_os_str()]).ok();
     assert!(fs::read_to_string(&picture).expect("a picture").contains("<svg"));
+    let labelled = format!("what I call it={}", read.display());
+    let words =
+        ["plot", &labelled, &labelled, "--colours", "2,9", "--output", picture.to_str().expect("UTF-8")];
+    run(program(), words).ok();
+    let drawn = fs::read_to_string(&picture).expect("a picture");
+    assert!(drawn.contains("what I call it"), "{drawn}");
+    // Okabe and Ito's vermilion; and the second again, thin.
+    let line = |width: u8| format!("stroke=\"#D55E00\" stroke-width=\"{width}\"");
+    assert!(drawn.contains(&line(3)) && drawn.contains(&line(1)), "{drawn}");
+    let uneven = run(program(), [&words[..4], &["2"]].concat());
+    assert!(uneven.stderr.contains("1 for 2 files"), "{}", uneven.stderr);
 }
 
-/// The log of histograms is read back with the ecosystem's own reader.
-#[test]
-fn histogram_logs_are_read_by_the_pypi_reader() {
-    let scratch = Scratch::new();
-    let path = scratch.path("latency.hlog");
-    let server = Server::start([
-        "--hdr-log".as_ref(),
-        path.as_os_str(),
-        "--hdr-interval".as_ref(),
-        "1".as_ref(),
-        "disk=memory:16M".as_ref(),
-    ]);
-    let mut client = Haggle::new(&server.address).go("disk");
-    for index in 0..1000 {
-        client.write(index * 4096, &[1; 4096]);
-        client.call(&Request::new(READ, index * 4096, 4096)).ok("READ");
-    }
-    drop(client);
-    drop(server);
+/// How many values each tag has, by the ecosystem's own reader.
+#[track_caller]
+fn by_the_pypi_reader(path: &Path) -> String {
     let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/bin/python");
     let script = r#"
 import sys
@@ -250,8 +247,42 @@ while True:
 for tag in sorted(counts, key=str):
     print(tag, counts[tag])
 "#;
-    let table = run(reader.to_str().expect("UTF-8"), ["-c".as_ref(), script.as_ref(), path.as_os_str()]).ok();
+    run(reader.to_str().expect("UTF-8"), ["-c".as_ref(), script.as_ref(), path.as_os_str()]).ok()
+}
+
+/// The logs of histograms, in a file and from a socket, are read back with the ecosystem's own reader.
+#[test]
+fn histogram_logs_are_read_by_the_pypi_reader() {
+    let scratch = Scratch::new();
+    let [path, socket, totals] = ["latency.hlog", "stats", "totals.hlog"].map(|name| scratch.path(name));
+    let mut server = Server::start([
+        "--stats-socket".as_ref(),
+        socket.as_os_str(),
+        "--hdr-log".as_ref(),
+        path.as_os_str(),
+        "--hdr-interval".as_ref(),
+        "1".as_ref(),
+        "disk=memory:16M".as_ref(),
+    ]);
+    let mut client = Haggle::new(&server.address).go("disk");
+    for index in 0..1000 {
+        client.write(index * 4096, &[1; 4096]);
+        client.call(&Request::new(READ, index * 4096, 4096)).ok("READ");
+    }
+    drop(client);
+    // One that connects and reads nothing is in nobody's way.
+    let _idle = UnixStream::connect(&socket).expect("the server answers there");
+    let mut said = File::create(&totals).expect("create a file");
+    let mut stream = UnixStream::connect(&socket).expect("the server answers there");
+    std::io::copy(&mut stream, &mut said).expect("all histograms, and the end");
+    server.stop();
+    assert!(!socket.exists(), "the socket was left behind");
+    let table = by_the_pypi_reader(&path);
     for line in ["disk.read 1000", "disk.write 1000"] {
+        assert!(table.lines().any(|found| found == line), "{line:?} is not in:\n{table}");
+    }
+    let table = by_the_pypi_reader(&totals);
+    for line in ["disk.read.service 1000", "disk.write.backend 1000", "disk.write.queued 1000"] {
         assert!(table.lines().any(|found| found == line), "{line:?} is not in:\n{table}");
     }
 }

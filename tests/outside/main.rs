@@ -1,9 +1,9 @@
 //! The server seen from outside: a `ringnbd` process, sockets, bytes and other people's programs.
 //!
 //! ```text
-//!   conformance  hostile  connections  drain  limits  command_line  surroundings  interop
-//!        |          |          |         |      |          |             |           |
-//!        '----------'---- client, haggle, wire -'----------'             '--- program'
+//!   conformance  hostile  connections  drain  large_reads  limits  command_line  surroundings  interop
+//!        |          |          |         |        |          |          |             |           |
+//!        '----------'---- client, haggle, wire ---'----------'----------'             '--- program'
 //!                                |                                             |
 //!                              server (the process and its guard), scratch, wait
 //! ```
@@ -20,6 +20,7 @@ mod drain;
 mod haggle;
 mod hostile;
 mod interop;
+mod large_reads;
 mod limits;
 mod program;
 mod scratch;

@@ -209,3 +209,25 @@ fn a_missing_journal_is_told() {
         assert!(refused.stderr.contains(hint), "{hint:?} is not in: {}", refused.stderr);
     }
 }
+
+#[test]
+fn what_cannot_be_polled_is_refused_with_the_way_out() {
+    let scratch = Scratch::new();
+    let disk = scratch.full("disk", MIB).display().to_string();
+    let serve = |words: &[&str]| {
+        let start = ["serve", "--listen", "127.0.0.1:0", "--run", "nbdinfo --size \"$uri\""];
+        run(program(), start.iter().chain(words))
+    };
+    // No file system on a disk without poll queues; on a machine whose disk has some it is served.
+    let outcome = serve(&[&format!("{disk},direct=on,iopoll=on")]);
+    if outcome.code != Some(0) {
+        for hint in [&disk, "iopoll=on", "poll_queues"] {
+            assert!(outcome.stderr.contains(hint), "{hint:?} is not in: {}", outcome.stderr);
+        }
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    }
+    let outcome = serve(&[&format!("{disk},iopoll=on")]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("add direct=on"), "{}", outcome.stderr);
+    assert_eq!(serve(&["--busy-poll", "50us", &disk]).ok().trim(), MIB.to_string());
+}

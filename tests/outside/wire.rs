@@ -122,6 +122,18 @@ impl Wire {
         self.socket.peek(&mut [std::mem::MaybeUninit::uninit(); 1]).ok()
     }
 
+    /// At most so many bytes, fewer if the server closes before.
+    #[track_caller]
+    pub(crate) fn rest_within(&mut self, length_max: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match (&mut self.socket).take(length_max as u64).read_to_end(&mut bytes) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("receive: {error}"),
+        }
+        bytes
+    }
+
     /// Everything until the server closes; a reset counts as a close.
     #[track_caller]
     pub(crate) fn rest(&mut self) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! A process that the rig started: pinned, waited for under a deadline, and ended with all that it started.
 //!
 //! ```text
-//! rig --spawn--> rig launch CORE --exec--> server or client
-//!                   |-- pins itself to the core
+//! rig --spawn--> rig launch CORES --exec--> server or client
+//!                   |-- pins itself to the cores
 //!                   '-- asks to be killed when the rig dies, however it dies
 //! ```
 //!
@@ -47,12 +47,13 @@ pub(crate) enum Ended {
 }
 
 impl Child {
-    /// Starts `words` on `core` in the directory `home`, which gets its standard output and error as files.
-    pub(crate) fn start(words: &[String], core: usize, rig: &str, home: &Path) -> anyhow::Result<Self> {
+    /// Starts `words` on `cores` in the directory `home`, which gets its standard output and error as files.
+    pub(crate) fn start(words: &[String], cores: &[usize], rig: &str, home: &Path) -> anyhow::Result<Self> {
         let create = |name: &str| File::create(home.join(name));
         let parent = std::process::id().to_string();
+        let cores: Vec<String> = cores.iter().map(ToString::to_string).collect();
         let child = Command::new(rig)
-            .args(["launch", "--core", &core.to_string(), "--parent", &parent, "--"])
+            .args(["launch", "--cores", &cores.join(","), "--parent", &parent, "--"])
             .args(words)
             // A group of its own: ctrl-C on the terminal is the rig's to pass on, in order.
             .process_group(0)
@@ -175,16 +176,16 @@ pub(crate) fn sweep() {
     }
 }
 
-/// `rig launch`: becomes the program that `words` name, on `core`, for as long as `parent` lives.
-pub(crate) fn launch(core: usize, parent: u32, words: &[String]) -> anyhow::Result<()> {
+/// `rig launch`: becomes the program that `words` name, on `cores`, for as long as `parent` lives.
+pub(crate) fn launch(cores: &[usize], parent: u32, words: &[String]) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
     if now != parent {
         bail!("the rig is gone");
     }
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    sched_setaffinity(None, &cores).with_context(|| format!("cannot run on processor {core}"))?;
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    sched_setaffinity(None, &set).with_context(|| format!("cannot run on processors {cores:?}"))?;
     let (program, arguments) = words.split_first().context("nothing to launch")?;
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("cannot start {program}"))
 }

@@ -67,7 +67,7 @@ impl Compare {
         let mut pictures = Vec::new();
         for cell in &results.cells {
             for (name, drawn) in
-                [("latency", picture::latency(&results, cell)), ("cpu", picture::cpu(&results, cell))]
+                [("latency", self.options.draw(&results, cell)), ("cpu", picture::cpu(&results, cell))]
             {
                 let Some(svg) = drawn? else { continue };
                 let name = format!("{}-{name}.svg", cell.name());
@@ -88,7 +88,7 @@ impl Compare {
 }
 
 /// The rows of a table that have these names, in the table's order; all of them where there are no names.
-fn chosen<T>(
+pub(crate) fn chosen<T>(
     table: &'static [T],
     names: &[String],
     name_of: fn(&T) -> &'static str,

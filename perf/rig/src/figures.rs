@@ -37,7 +37,7 @@ pub(crate) struct Figures {
     pub(crate) server_cpu_us: f64,
     pub(crate) client_cpu_us: f64,
     /// The largest that was seen.
-    pub(crate) rss_kib: u64,
+    pub(crate) memory_kib: u64,
     pub(crate) voluntary_switches: u64,
     pub(crate) involuntary_switches: u64,
 }

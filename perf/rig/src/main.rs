@@ -1,4 +1,5 @@
-//! The rig behind `perf/compare` and `perf/against-nbdkit`: measures NBD servers side by side.
+//! The rig behind `perf/compare` and `perf/against-nbdkit`, which measure NBD servers side by side, and behind
+//! `perf/curves`, which asks how ringnbd's costs grow.
 //!
 //! ```text
 //!   compare  against          words of the command line, and what is asked
@@ -11,6 +12,7 @@
 //!   statistics -> report, picture, results                 what samples come to
 //!
 //!   floor                     the least that the machine needs, a row among the servers
+//!   curves                    its own table of questions, and its report
 //! ```
 //!
 //! Everything that it starts ends with it: children are killed when their handle goes, when the rig dies, and what
@@ -20,6 +22,7 @@ mod address;
 mod against;
 mod child;
 mod compare;
+mod curves;
 mod disk;
 mod figures;
 mod floor;
@@ -35,6 +38,7 @@ mod samples;
 mod servers;
 mod session;
 mod statistics;
+mod targets;
 mod workloads;
 
 use std::path::PathBuf;
@@ -48,15 +52,23 @@ use clap::Parser;
 enum Cli {
     Compare(compare::Compare),
     AgainstNbdkit(against::Against),
+    Curves(curves::Curves),
     /// Become another program, pinned, for as long as the rig lives
     #[command(hide = true)]
     Launch {
-        #[arg(long)]
-        core: usize,
+        #[arg(long, value_delimiter = ',')]
+        cores: Vec<usize>,
         #[arg(long)]
         parent: u32,
         #[arg(required = true, last = true)]
         words: Vec<String>,
+    },
+    /// Ask for the extents of an export again and again
+    #[command(hide = true)]
+    Walk {
+        address: address::Address,
+        #[arg(long)]
+        seconds: f64,
     },
     /// Move bytes with as little work as can be
     #[command(hide = true)]
@@ -70,8 +82,12 @@ fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::Compare(compare) => compare.run(),
         Cli::AgainstNbdkit(against) => against.run(),
-        Cli::Launch { core, parent, words } => {
-            child::launch(core, parent, &words).map(|()| ExitCode::SUCCESS)
+        Cli::Curves(curves) => curves.run(),
+        Cli::Launch { cores, parent, words } => {
+            child::launch(&cores, parent, &words).map(|()| ExitCode::SUCCESS)
+        }
+        Cli::Walk { address, seconds } => {
+            curves::walk(&address, std::time::Duration::from_secs_f64(seconds)).map(|()| ExitCode::SUCCESS)
         }
         Cli::Floor { address, file } => floor::serve(&address, &file).map(|()| ExitCode::SUCCESS),
     };

@@ -85,7 +85,7 @@ pub(crate) fn cpu_ticks(pid: u32) -> u64 {
 /// Memory and context switches of a process and its descendants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Status {
-    pub(crate) rss_kib: u64,
+    pub(crate) memory_kib: u64,
     pub(crate) voluntary: u64,
     pub(crate) involuntary: u64,
 }
@@ -98,7 +98,8 @@ impl Status {
             line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
         };
         Self {
-            rss_kib: value("VmRSS"),
+            // Pages of a file that is mapped are the page cache's, whoever looks at them.
+            memory_kib: value("RssAnon") + value("RssShmem"),
             voluntary: value("voluntary_ctxt_switches"),
             involuntary: value("nonvoluntary_ctxt_switches"),
         }
@@ -114,19 +115,19 @@ pub(crate) struct Watch {
     pid: u32,
     first: BTreeMap<u32, Status>,
     last: BTreeMap<u32, Status>,
-    rss_kib_max: u64,
+    memory_kib_max: u64,
 }
 
 impl Watch {
     pub(crate) fn start(pid: u32) -> Self {
-        let mut watch = Self { pid, first: BTreeMap::new(), last: BTreeMap::new(), rss_kib_max: 0 };
+        let mut watch = Self { pid, first: BTreeMap::new(), last: BTreeMap::new(), memory_kib_max: 0 };
         watch.look();
         watch.first.clone_from(&watch.last);
         watch
     }
 
     pub(crate) fn look(&mut self) {
-        let mut rss_kib = 0;
+        let mut memory_kib = 0;
         for pid in descendants(self.pid, &processes()) {
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
             let tids = tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -134,12 +135,12 @@ impl Watch {
             for tid in tids {
                 let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")) else { continue };
                 let status = Status::parse(&text);
-                memory = memory.max(status.rss_kib);
+                memory = memory.max(status.memory_kib);
                 self.last.insert(tid, status);
             }
-            rss_kib += memory;
+            memory_kib += memory;
         }
-        self.rss_kib_max = self.rss_kib_max.max(rss_kib);
+        self.memory_kib_max = self.memory_kib_max.max(memory_kib);
     }
 
     /// Switches since the start, and the largest memory.
@@ -149,7 +150,7 @@ impl Watch {
             self.last.iter().map(|(tid, status)| get(status).saturating_sub(before(tid))).sum()
         };
         Status {
-            rss_kib: self.rss_kib_max,
+            memory_kib: self.memory_kib_max,
             voluntary: since(|status| status.voluntary),
             involuntary: since(|status| status.involuntary),
         }
@@ -199,9 +200,8 @@ mod tests {
 
     #[test]
     fn status_lines_are_found_by_their_whole_name() {
-        let text =
-            "Name:\tx\nVmRSS:\t    5120 kB\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t34\n";
-        assert_eq!(Status::parse(text), Status { rss_kib: 5120, voluntary: 12, involuntary: 34 });
+        let text = "Name:\tx\nRssAnon:\t    5000 kB\nRssFile:\t 9 kB\nRssShmem:\t 120 kB\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t34\n";
+        assert_eq!(Status::parse(text), Status { memory_kib: 5120, voluntary: 12, involuntary: 34 });
         assert_eq!(Status::parse("Name:\tkworker\n"), Status::default());
     }
 
@@ -219,7 +219,7 @@ mod tests {
         assert!(Stat::of(own).is_some());
         let mut watch = Watch::start(own);
         watch.look();
-        assert!(watch.result().rss_kib > 0);
+        assert!(watch.result().memory_kib > 0);
         assert!(MachineTime::now().is_some_and(|time| time.idle > 0));
     }
 }

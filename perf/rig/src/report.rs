@@ -6,11 +6,16 @@ use crate::figures::{Figures, Latency, float};
 use crate::samples::{Cell, Results, Sample};
 use crate::servers::Kind;
 use crate::statistics::{Measure, Spread, ratios, usual};
+use crate::targets;
 
 /// The whole report; `pictures` are files beside it.
 pub(crate) fn markdown(results: &Results, pictures: &[(Cell, String)]) -> String {
     let mut text = String::from("# ringnbd beside other NBD servers\n\n");
     text.push_str(&circumstances(results));
+    let targets = targets::table(results);
+    if !targets.is_empty() {
+        let _ = write!(text, "\n## Targets\n\nRatios to the best peer, median of the rounds. {targets}");
+    }
     text.push_str("\n## Won and lost\n\n");
     text.push_str(
         "ringnbd's figure to the best peer's figure in the same round, median of the rounds; the best peer is \
@@ -140,7 +145,7 @@ const COLUMNS: &[Column] = &[
     ("write max", |figures| figures.write.map(|write: Latency| write.max_us), 0),
     ("server CPU", |figures| Some(figures.server_cpu_us), 2),
     ("client CPU", |figures| Some(figures.client_cpu_us), 2),
-    ("RSS MiB", |figures| Some(float(figures.rss_kib) / 1024.0), 1),
+    ("memory MiB", |figures| Some(float(figures.memory_kib) / 1024.0), 1),
     ("waits", |figures| Some(per_thousand(figures.voluntary_switches, figures)), 1),
     ("preemptions", |figures| Some(per_thousand(figures.involuntary_switches, figures)), 1),
 ];
@@ -225,7 +230,7 @@ pub(crate) mod tests {
             noise: Some(Noise { foreign_pct, steal_pct: 0.0 }),
             figures: Some(figures(iops)),
             failure: None,
-            curve: Some(vec![(0.0, 10.0), (0.5, 5e6 / iops), (0.99, 9e6 / iops), (1.0, 5000.0)]),
+            curve: Some(format!("10 0.0\n{} 0.5\n{} 0.99\n5000 1.000000\n", 5e6 / iops, 9e6 / iops)),
         };
         let mut failed = sample("floor", 2, 1, 1.0, 0.0);
         (failed.figures, failed.failure) = (None, Some("did not start: no such file".to_owned()));
@@ -271,7 +276,7 @@ pub(crate) mod tests {
             write: None,
             server_cpu_us: 1e6 / iops / if iops > 100_000.0 { 2.0 } else { 1.0 },
             client_cpu_us: 1.5,
-            rss_kib: 2048,
+            memory_kib: 2048,
             voluntary_switches: 20,
             involuntary_switches: 1,
         }

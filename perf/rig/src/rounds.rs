@@ -14,21 +14,20 @@ use crate::child::{self, Child, Ended};
 use crate::disk::Disk;
 use crate::figures::{Figures, float};
 use crate::generator::{Abilities, Generator, Load, Target};
-use crate::hgrm;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::machine::Machine;
 use crate::procfs::{MachineTime, Stat, Watch, cpu_ticks};
-use crate::samples::{Cell, Curve, Noise, Sample, Settings};
+use crate::samples::{Cell, Noise, Sample, Settings};
 use crate::servers::{Place, Programs, Server};
 
-const START_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after its runtime a generator may end.
-const END_PATIENCE: Duration = Duration::from_secs(10);
-const WARM_UP: Duration = Duration::from_millis(300);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
 /// How often a server's threads are looked at while it works.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often a server that starts is asked whether it does.
-const ASK_EVERY: Duration = Duration::from_millis(5);
+pub(crate) const ASK_EVERY: Duration = Duration::from_millis(5);
 /// A hypervisor that takes more than this percentage of a processor makes a sample noisy.
 const STEAL_MAX_PCT: f64 = 2.0;
 
@@ -108,7 +107,7 @@ impl Run<'_> {
         server: &Server,
         round: u32,
         can: Abilities,
-    ) -> anyhow::Result<(Figures, Noise, Option<Curve>)> {
+    ) -> anyhow::Result<(Figures, Noise, Option<String>)> {
         // What an earlier sample left when it failed shall not be taken for this one's.
         child::sweep();
         let home = self.disk.fresh_dir("server")?;
@@ -153,7 +152,7 @@ impl Run<'_> {
 
     /// Starts a server and waits until it answers.
     fn start(&self, words: &[String], address: &Address, home: &Path) -> anyhow::Result<Child> {
-        let mut process = Child::start(words, self.machine.server_core, &self.programs.rig, home)?;
+        let mut process = Child::start(words, &[self.machine.server_core], &self.programs.rig, home)?;
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             let ended = process.wait(Instant::now() + ASK_EVERY, self.interrupt)?;
@@ -179,7 +178,7 @@ impl Run<'_> {
         load: &Load<'_>,
         can: Abilities,
         server: Option<u32>,
-    ) -> anyhow::Result<(Figures, Noise, Option<Curve>)> {
+    ) -> anyhow::Result<(Figures, Noise, Option<String>)> {
         let home = self.disk.fresh_dir("client")?;
         let words = load.words(&self.programs.ringnbd, can, &home)?;
         let mut watch = server.map(Watch::start);
@@ -188,7 +187,7 @@ impl Run<'_> {
             Target::Uri(_) => self.machine.client_core,
             Target::File(_) => self.machine.server_core,
         };
-        let mut client = Child::start(&words, core, &self.programs.rig, &home)?;
+        let mut client = Child::start(&words, &[core], &self.programs.rig, &home)?;
         let deadline = before.at + load.runtime + END_PATIENCE;
         let status = loop {
             match client.wait(deadline.min(Instant::now() + LOOK_EVERY), self.interrupt)? {
@@ -218,7 +217,7 @@ impl Run<'_> {
             write: client.write,
             server_cpu_us: spent.server.as_secs_f64() * 1e6 / float(client.requests),
             client_cpu_us: client.client_cpu_us,
-            rss_kib: seen.rss_kib,
+            memory_kib: seen.memory_kib,
             voluntary_switches: seen.voluntary,
             involuntary_switches: seen.involuntary,
         };
@@ -277,12 +276,12 @@ impl Spent {
     }
 }
 
-fn ticks(count: u64) -> Duration {
+pub(crate) fn ticks(count: u64) -> Duration {
     Duration::from_secs_f64(float(count) / float(rustix::param::clock_ticks_per_second()))
 }
 
 /// Processors that /proc/stat adds up, whichever of them we may use.
-fn online() -> u32 {
+pub(crate) fn online() -> u32 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let lines = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
     u32::try_from(lines.count()).unwrap_or(1)
@@ -294,17 +293,17 @@ fn block_bytes(bs: &str) -> Option<u64> {
 }
 
 /// The last line of what a process said before it failed.
-fn last_words(home: &Path) -> String {
+pub(crate) fn last_words(home: &Path) -> String {
     let read = |name: &str| fs::read_to_string(home.join(name)).unwrap_or_default();
     let text = [read("stdout"), read("stderr")].concat();
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
 }
 
-/// Latency by percentile, where the generator left it: of several commands reads, else writes.
-fn curve(home: &Path) -> anyhow::Result<Option<Curve>> {
+/// Latency by percentile (`.hgrm`), where the generator left it: of several commands reads, else writes.
+fn curve(home: &Path) -> anyhow::Result<Option<String>> {
     let path = |command: &str| home.join(format!("latency{command}.hgrm"));
     let found = ["", ".read", ".write"].map(path).into_iter().find(|path| path.exists());
-    found.map(|path| hgrm::parse(&fs::read_to_string(path)?)).transpose()
+    Ok(found.map(fs::read_to_string).transpose()?)
 }
 
 #[cfg(test)]

@@ -39,9 +39,6 @@ pub(crate) struct Noise {
     pub(crate) steal_pct: f64,
 }
 
-/// Latency by percentile: `(percentile in 0..=1, microseconds)`, rising.
-pub(crate) type Curve = Vec<(f64, f64)>;
-
 /// One run of one server.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
@@ -60,7 +57,7 @@ pub(crate) struct Sample {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
     #[serde(skip)]
-    pub(crate) curve: Option<Curve>,
+    pub(crate) curve: Option<String>,
 }
 
 /// The words that a run was asked for with.

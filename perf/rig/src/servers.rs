@@ -37,6 +37,8 @@ pub(crate) type Words = fn(&Place<'_>) -> anyhow::Result<Vec<String>>;
 pub(crate) enum Kind {
     /// ringnbd: what the ratios are about.
     Subject,
+    /// ringnbd with other settings, for one target.
+    Variant,
     /// Another project's server: the best of these is what a cell is won or lost against.
     Peer,
     /// The same idea on a ready-made runtime.
@@ -65,6 +67,11 @@ pub(crate) struct Programs {
     pub(crate) rig: String,
 }
 
+/// Words of a command line, from anything that prints.
+macro_rules! words {
+    ($($word:expr),* $(,)?) => { Vec::from([$($word.to_string()),*]) };
+}
+
 pub(crate) const SERVERS: &[Server] = &[
     Server {
         name: "ringnbd",
@@ -74,6 +81,24 @@ pub(crate) const SERVERS: &[Server] = &[
         words: Some(ringnbd),
         export: "",
         cannot: nothing,
+    },
+    Server {
+        name: "ringnbd-poll",
+        kind: Kind::Variant,
+        what: "this project, one shard, --poll always",
+        version: &[],
+        words: Some(|place| Ok([ringnbd(place)?, words!["--poll", "always"]].concat())),
+        export: "",
+        cannot: deep,
+    },
+    Server {
+        name: "ringnbd-sleep",
+        kind: Kind::Variant,
+        what: "this project, one shard, --poll never",
+        version: &[],
+        words: Some(|place| Ok([ringnbd(place)?, words!["--poll", "never"]].concat())),
+        export: "",
+        cannot: deep,
     },
     Server {
         name: "nbdkit",
@@ -171,13 +196,12 @@ fn nothing(_: &Workload) -> Option<&'static str> {
     None
 }
 
-fn direct(workload: &Workload) -> Option<&'static str> {
-    workload.direct.then_some("has no O_DIRECT")
+fn deep(workload: &Workload) -> Option<&'static str> {
+    (workload.iodepth > 1).then_some("is about one request in flight")
 }
 
-/// Words of a command line, from anything that prints.
-macro_rules! words {
-    ($($word:expr),* $(,)?) => { Vec::from([$($word.to_string()),*]) };
+fn direct(workload: &Workload) -> Option<&'static str> {
+    workload.direct.then_some("has no O_DIRECT")
 }
 
 fn ringnbd(place: &Place<'_>) -> anyhow::Result<Vec<String>> {

@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::generator::Generator;
 use crate::interrupt::Interrupt;
 use crate::machine::Machine;
+use crate::picture;
 use crate::rounds::Run;
 use crate::samples::{Cell, Results, Sample, Settings, Version};
 use crate::servers::{Programs, Server};
@@ -110,6 +111,11 @@ impl Options {
         })
     }
 
+    /// Latency by percentile, drawn by the ringnbd that was measured.
+    pub(crate) fn draw(&self, results: &Results, cell: &Cell) -> anyhow::Result<Option<String>> {
+        picture::latency(results, cell, &std::path::absolute(&self.ringnbd)?)
+    }
+
     /// Writes `RESULTS/DATE-LABEL/NAME`; its path.
     pub(crate) fn write(&self, results: &Results, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let dir = self.results.join(self.stem(results));
@@ -168,7 +174,7 @@ fn versions(servers: &[&'static Server]) -> Vec<Version> {
 }
 
 /// The first line that a command prints.
-fn said(words: &[&str]) -> Option<String> {
+pub(crate) fn said(words: &[&str]) -> Option<String> {
     let (program, arguments) = words.split_first()?;
     let output = Command::new(program).args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -76,13 +76,25 @@ pub(crate) struct Ratio {
 /// The subject against the best of a kind in each round in which both were measured.
 pub(crate) fn ratios(results: &Results, cell: &Cell, measure: Measure, kind: Kind) -> Vec<Ratio> {
     let Some(subject) = results.named(Kind::Subject).next() else { return Vec::new() };
-    let figure = |server: &Server, round| {
-        let sample = results.round(cell, server.name, round)?;
+    ratios_of(subject.name, results, cell, measure, |server| server.kind == kind)
+}
+
+/// One server against the best of some others.
+pub(crate) fn ratios_of(
+    subject: &str,
+    results: &Results,
+    cell: &Cell,
+    measure: Measure,
+    is_other: impl Fn(&Server) -> bool,
+) -> Vec<Ratio> {
+    let figure = |server: &str, round| {
+        let sample = results.round(cell, server, round)?;
         sample.figures.as_ref().map(|figures| measure.of(figures))
     };
     let of_round = |round| {
         let ours = figure(subject, round)?;
-        let others = results.named(kind).filter_map(|server| Some((figure(server, round)?, server.name)));
+        let others = results.servers.iter().filter(|server| is_other(server));
+        let others = others.filter_map(|server| Some((figure(server.name, round)?, server.name)));
         let (theirs, other) = others.reduce(|best, next| {
             let better = if measure.more_is_better() { next.0 > best.0 } else { next.0 < best.0 };
             if better { next } else { best }

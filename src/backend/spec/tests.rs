@@ -57,7 +57,7 @@ fn two_commas_are_one_of_the_text() {
 #[test]
 fn every_option_lands_in_its_field() {
     let spec = parse(
-        "n=file:d,offset=4K,size=1M,readonly=on,description=,direct=on,strict=on,lock=off,writethrough=on,writes=thread,hidden=on,\
+        "n=file:d,offset=4K,size=1M,readonly=on,description=,direct=on,iopoll=on,strict=on,lock=off,writethrough=on,writes=thread,hidden=on,\
          rotational=off",
     );
     let expected = ExportOptions {
@@ -66,6 +66,7 @@ fn every_option_lands_in_its_field() {
         readonly: true,
         description: Some(String::new()),
         direct: true,
+        iopoll: true,
         strict: true,
         lock: false,
         writethrough: true,

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::Bystander;
-use crate::client::{DIALECTS, Dialect};
+use crate::client::{Client, DIALECTS, Dialect, READ, Request};
 use crate::haggle::Haggle;
 use crate::server::Server;
 use crate::wait::{readable, until};
@@ -44,6 +44,32 @@ fn hundreds_at_the_same_time_are_all_served() {
     }
 }
 
+/// At most 32 KiB, and no more when it was as busy as the window lets it be.
+#[test]
+fn an_idle_connection_takes_little_memory() {
+    const EACH_MAX: u64 = 32 << 10;
+    let server = Server::start(["--shards", "1", "memory:1M"]);
+    let busy = |client: &mut Client| {
+        // As many as the window holds.
+        for index in 0..128 {
+            client.submit(&Request::new(READ, index * 4096, 4096));
+        }
+        for _ in 0..128 {
+            client.reply().ok("a read");
+        }
+    };
+    let mut first = server.client(Dialect::Structured);
+    busy(&mut first);
+    let before = server.memory();
+    let mut clients: Vec<_> = (0..400).map(|index| server.client(DIALECTS[index % 3])).collect();
+    let each = |memory: u64| memory.saturating_sub(before) / 400;
+    let fresh = each(server.memory());
+    assert!(fresh <= EACH_MAX, "{fresh} bytes for each that was never busy");
+    clients.iter_mut().for_each(busy);
+    let rested = each(server.memory());
+    assert!(rested <= EACH_MAX, "{rested} bytes for each that was busy once");
+}
+
 #[test]
 fn the_connection_limit_keeps_those_who_are_in() {
     let server = Server::start(["--max-connections", "4", "memory:1M"]);
@@ -74,7 +100,7 @@ fn a_busy_connection_does_not_starve_a_quiet_one() {
     let mut busy = server.client(Dialect::Extended);
     for round in 0..30_u64 {
         for index in 0..100 {
-            busy.submit(&crate::client::Request::write((index % 64) << 20, vec![round as u8; 1 << 18]));
+            busy.submit(&Request::write((index % 64) << 20, vec![round as u8; 1 << 18]));
         }
         bystander.is_served();
         while busy.in_flight() > 0 {

@@ -253,6 +253,79 @@ fn files_of_percentiles_and_intervals_have_a_part_for_each_command() {
     assert!(!Path::new(hgrm).exists());
 }
 
+const PARTS: [&str; 4] = ["network", "queued", "service_less_backend", "backend"];
+
+/// Both sides speak of the same requests, none more and none less, whatever was done before; and every column adds up.
+#[test]
+fn the_parts_of_a_requests_time_add_up_to_what_the_client_saw() {
+    let scratch = Scratch::new();
+    let socket = scratch.path("stats").display().to_string();
+    let server = Server::start(["--stats-socket", &socket, "a=memory:64M", "memory:64M"]);
+    for (export, words) in
+        [("a", ["--numjobs", "3"]), ("", ["--iodepth", "128"]), ("a", ["--rate_iops", "2000"])]
+    {
+        let mix = ["--stats-socket", &socket, "--rw", "randrw", "--fsync", "8", "--ramp", "50ms"];
+        let report =
+            bench(&server.uri(export), &[&["--json", "--runtime", "300ms"], &mix[..], &words].concat()).ok();
+        for command in ["read", "write", "flush"] {
+            let of = |path: &str| figure(&report, &format!(".server.{command}.{path}"));
+            assert_eq!(of("requests"), figure(&report, &format!(".{command}.requests")), "{report}");
+            assert_eq!(of("foreign_requests"), 0.0, "{report}");
+            for column in ["mean", "p50", "p99", "p99_9", "max"] {
+                let total = of(&format!("total.{column}_us"));
+                let client = figure(&report, &format!(".{command}.{column}_us"));
+                assert!((total - client).abs() < 0.01, "{command} {column}: {report}");
+                let sum: f64 = PARTS.iter().map(|part| of(&format!("{part}.{column}_us"))).sum();
+                assert!((sum - total).abs() < 0.01, "{command} {column}: {report}");
+            }
+            // The path there and back takes time; means are within 1 %.
+            assert!(of("network.mean_us") > -0.01 * of("total.mean_us"), "{command}: {report}");
+            assert!(of("service_less_backend.mean_us") > 0.0, "{command}: {report}");
+        }
+    }
+}
+
+/// Time is where it was spent: what waits for the window is queued, and what waits for a slow disk waits in the backend.
+#[test]
+fn time_is_found_where_it_was_spent() {
+    let scratch = Scratch::new();
+    let path = scratch.full("disk", 64 * MIB);
+    let socket = scratch.path("stats").display().to_string();
+    let mean = |report: &str, part: &str| figure(report, &format!(".server.read.{part}.mean_us"));
+    for (window, is_queued) in [("128", false), ("1", true)] {
+        let direct = format!("{},direct=on", path.display());
+        let server = Server::start(["--window", window, "--stats-socket", &socket, &direct]);
+        let report = short(&server.uri(""), &["--stats-socket", &socket, "--iodepth", "16"]);
+        assert_eq!(mean(&report, "queued") > 0.0, is_queued, "{report}");
+        assert!(mean(&report, "backend") > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_the_one_that_was_loaded_is_told_apart() {
+    let scratch = Scratch::new();
+    let [socket, other, none] =
+        ["stats", "other", "none"].map(|name| scratch.path(name).display().to_string());
+    let server = Server::start(["--stats-socket", &socket, "a=memory:1M", "memory:1M"]);
+    let _other = Server::start(["--stats-socket", &other, "memory:1M"]);
+    let cases =
+        [("", &other, "answered 0 of"), ("a", &other, "has no export \"a\""), ("", &none, "cannot ask")];
+    for (export, socket, part) in cases {
+        let words = ["--stats-socket", socket, "--runtime", "50ms", "--ramp", "0"];
+        let refused = bench(&server.uri(export), &words);
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    // Somebody else on the same export is counted and told.
+    let words = ["--runtime", "3s", "--rate_iops", "500"];
+    let others = Background::start(&server.uri(""), &words);
+    until("the other load has begun", || others.read("hlog").contains("Tag=read"));
+    let table =
+        bench(&server.uri(""), &["--stats-socket", &socket, "--runtime", "300ms", "--ramp", "0"]).ok();
+    assert!(table.contains("are not from here: others use the export"), "{table}");
+    assert!(table.contains("where a read's time went") && table.contains("service, less backend"), "{table}");
+}
+
 #[test]
 fn a_plan_that_does_not_fit_is_refused_with_what_to_do() {
     let scratch = Scratch::new();
