@@ -16,6 +16,9 @@ use crate::rt;
 use crate::rt::gather::Gather;
 use crate::rt::net::Socket;
 
+/// How long one of a name's addresses is tried before the next: half of the Internet's routes may be missing here.
+const ADDRESS_MAX: Duration = Duration::from_secs(4);
+
 /// A connection ready for requests, for those who make and judge these themselves (the load generator does: it has
 /// neither a task nor a buffer for each request).
 pub struct Connection {
@@ -184,13 +187,17 @@ async fn connect(address: &Address) -> io::Result<OwnedFd> {
             let found = rt::blocking(move || {
                 Ok::<_, io::Error>((host.as_str(), port).to_socket_addrs()?.collect::<Vec<_>>())
             });
+            let found = found.await?;
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in found.await? {
-                let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            for (number, address) in found.iter().enumerate() {
+                let socket = socket2::Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
                 socket.set_tcp_nodelay(true)?;
-                match rt::connect(socket.into(), address.into()).await {
-                    Ok(fd) => return Ok(fd),
-                    Err(error) => last = error,
+                let attempt = rt::connect(socket.into(), (*address).into());
+                let limit = if number + 1 < found.len() { ADDRESS_MAX } else { Duration::MAX };
+                match rt::timer::deadline(limit, attempt).await {
+                    Ok(Ok(fd)) => return Ok(fd),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
             Err(last)

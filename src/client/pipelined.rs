@@ -36,6 +36,8 @@ use call::{Answer, Call, Loan, Permit, Queued};
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Longest reply header without text: what to receive when headers are received ahead of large payloads.
 const REPLY_HEAD_MAX: usize = 32;
+/// Holes of one read that are remembered apart, so that a server cannot make us hold many times what was read.
+const HOLES_MAX: usize = 65_536;
 /// How often a request timeout is looked at within its length.
 const LOOKS: u32 = 8;
 
@@ -357,7 +359,14 @@ impl Pipelined {
         if let Some(zeroes) = call.buffer.as_mut().and_then(|buffer| buffer.get_mut(part)) {
             zeroes.fill(0);
         }
-        call.told.holes.push((offset, length));
+        let holes = &mut call.told.holes;
+        let is_full = holes.len() >= HOLES_MAX;
+        match holes.last_mut() {
+            Some((start, told)) if *start + *told == offset => *told += length,
+            // Zeroes in the buffer say the same at greater length.
+            _ if is_full => {}
+            _ => holes.push((offset, length)),
+        }
     }
 
     async fn take_data(&self, inbox: &mut Inbox, cookie: u64, offset: u64, length: u64) -> Result<(), End> {
