@@ -48,6 +48,9 @@ const GROWTH_MIN: f64 = 3.0;
 const TUNABLES: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";
 
+/// Seconds after which a run hangs; it takes about one.
+const LIMIT_S: &str = "120";
+
 const BLOCK: u32 = 4096;
 const GREETING_LENGTH: usize = 152; // proto.md, "Oldstyle negotiation"
 const REPLY_LENGTH: usize = 16;
@@ -141,8 +144,8 @@ fn export() -> ExportInfo {
 
 /// A server of `null` and, in a process of its own, a client of it. Ends this process when the client has gone.
 ///
-/// Valgrind up to 3.19 at least lets no other thread run while one waits in `io_uring_enter`. The shard's does nearly all
-/// the time, so it is the one that has to say that it is over: by what it logs when the connection is closed.
+/// Valgrind (3.19) lets no other thread run while one waits in `io_uring_enter`. The shard's does nearly all the time, so
+/// it is the one that has to say that it is over: by what it logs when the connection is closed.
 fn serve(depth: usize, count: u64) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("nbd.sock");
@@ -212,17 +215,19 @@ struct Tally {
 
 /// Counts one run of a row.
 fn count(name: &str, repetitions: u64) -> anyhow::Result<Tally> {
-    let directory = tempfile::tempdir()?;
+    // What the program leaves in the second, because it ends where it is, goes with us.
+    let (directory, scratch) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let program = std::env::current_exe()?;
-    let output = Process::new("valgrind")
-        .args(["--tool=callgrind", "--separate-threads=yes"])
+    let output = Process::new("timeout")
+        .args(["--kill-after=5", LIMIT_S, "valgrind", "--tool=callgrind", "--separate-threads=yes"])
         .arg(format!("--callgrind-out-file={}", directory.path().join("out").display()))
         .arg(&program)
         .args(["--work", name, &repetitions.to_string()])
         .env("GLIBC_TUNABLES", TUNABLES)
+        .env("TMPDIR", scratch.path())
         .stdin(Stdio::null())
         .output()
-        .context("cannot start valgrind; it is in the package of that name")?;
+        .context("cannot start timeout(1)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} under valgrind ended with {}:\n{said}", output.status);
     // A file for each thread, and an empty one for all: the thread that did most did the work.

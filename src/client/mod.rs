@@ -31,19 +31,13 @@
 //! use ringnbd::client::{Buffer, Client};
 //! use ringnbd::proto::CommandFlags;
 //! use ringnbd::rt;
-//! # use ringnbd::{backend::ExportSpec, net::listen::Listen, server::{Config, Limits, Poll, Server}};
+//! # use ringnbd::{backend::ExportSpec, net::listen::Listen, server::{Config, Server}};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
 //! # let socket = dir.path().join("socket");
-//! # let config = Config {
-//! #     exports: vec![ExportSpec::parse("disk=memory:1M")?],
-//! #     listeners: Listen::parse(&format!("unix:{}", socket.display()))?.bind(16)?,
-//! #     shards: Some(1),
-//! #     pin: false,
-//! #     poll: Poll::default(),
-//! #     oldstyle: false,
-//! #     limits: Limits::default(),
-//! # };
+//! # let exports = vec![ExportSpec::parse("disk=memory:1M")?];
+//! # let listeners = Listen::parse(&format!("unix:{}", socket.display()))?.bind(16)?;
+//! # let config = Config { shards: Some(1), pin: false, ..Config::new(exports, listeners) };
 //! # let server = Server::start(config)?;
 //! let uri = format!("nbd+unix:///disk?socket={}", socket.display());
 //!

@@ -26,7 +26,7 @@ use super::op::Op;
 use crate::sys::mmap::View;
 
 /// Bytes handed to a socket before others on the shard have their turn.
-const TURN_MAX: usize = 1 << 20;
+const TURN_MAX: usize = 256 << 10;
 
 /// A file whose pages can be sent as they are. One for all shards.
 #[derive(Debug)]

@@ -26,10 +26,9 @@ const INLINE_LENGTH_MAX: usize = 64 << 10;
 
 /// The largest single write: the kernel's own limit is `INT_MAX` rounded to a page.
 const WRITE_MAX: usize = 1 << 30;
-/// The largest single read through the page cache, which is copied while the shard stands still: so longer reads let others
-/// in. (Writes go to threads instead: cut up, each piece would be synced.)
-const READ_MAX: usize = 128 << 10;
-/// The same around the page cache, where a read is a command to the disk, and pieces would come one after the other.
+/// The largest single read around the page cache. What is copied from the page cache while the shard stands still is read in
+/// smaller pieces, which let others in (`heavy.rs`); of commands to a disk, pieces would come one after the other.
+/// (Writes go to threads instead: cut up, each piece would be synced.)
 const DIRECT_READ_MAX: usize = 4 << 20;
 
 /// A file in the fixed-file table of the shard that registered it. Cheap to clone; not `Send`.
@@ -43,8 +42,8 @@ struct Registered {
     slot: u32,
     fd: Arc<OwnedFd>,
     writes: Writes,
-    /// Bytes of one read.
-    read_max: usize,
+    /// Around the page cache.
+    direct: bool,
     mood: Mood,
     /// Reads and writes go to the ring that is polled.
     polled: bool,
@@ -83,9 +82,8 @@ impl File {
         })?;
         let direct =
             rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT));
-        let read_max = if direct { DIRECT_READ_MAX } else { READ_MAX };
         Ok(Self {
-            inner: Rc::new(Registered { slot, fd, writes, read_max, mood: Mood::default(), polled: false }),
+            inner: Rc::new(Registered { slot, fd, writes, direct, mood: Mood::default(), polled: false }),
         })
     }
 
@@ -124,7 +122,9 @@ impl File {
     ) -> (io::Result<()>, Buffer) {
         let mut done = 0;
         while done < range.len() {
-            let part = range.start + done..range.end.min(range.start + done + self.inner.read_max);
+            let direct = self.inner.direct;
+            let most = if direct { DIRECT_READ_MAX } else { super::with(|shard| shard.heavy.piece()) };
+            let part = range.start + done..range.end.min(range.start + done + most);
             let (result, back) = self.read_once(buffer, part, offset + done as u64).await;
             buffer = back;
             match result {

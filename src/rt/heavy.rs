@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The line is one for all connections, so whoever asks for much waits until it is empty before asking for more
-//! ([`super::line_empty`]); else a deep queue of one would be a long line for the others.
+//! ([`super::line_empty`]); else a deep queue of one would be a long line for the others. And while others are there, what
+//! is long goes in smaller pieces than is cheapest ([`Line::piece`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,11 +24,22 @@ pub(super) const HEAVY_MIN: usize = 64 << 10;
 /// Turns in a row that have light operations only while heavy ones wait: a small request's arrival, read and reply.
 const OVERTAKEN_MAX: u32 = 3;
 
+/// Bytes of one piece where nobody is kept waiting: 256k reads at depth 16 over TCP took 220 us of CPU each when a message
+/// could have 1 MiB, 203 with 256 KiB, 151 with this.
+const PIECE: usize = 128 << 10;
+/// The same beside small requests: over TCP their p99 is 2.9 times what it is alone, and 3.6 times with [`PIECE`]; large reads
+/// take a tenth more CPU.
+const PIECE_BESIDE: usize = 64 << 10;
+/// Heavy operations for which it is remembered that there was a small transfer.
+const BESIDE_FOR: u32 = 256;
+
 /// Heavy operations that are not submitted yet.
 #[derive(Default)]
 pub(super) struct Line {
     waiting: RefCell<VecDeque<squeue::Entry>>,
     overtaken: Cell<u32>,
+    /// Heavy operations until small transfers are forgotten.
+    beside: Cell<u32>,
 }
 
 impl Line {
@@ -39,14 +51,28 @@ impl Line {
         self.waiting.borrow().is_empty()
     }
 
+    /// Bytes after which what is long lets others in.
+    pub(super) fn piece(&self) -> usize {
+        if self.beside.get() > 0 { PIECE_BESIDE } else { PIECE }
+    }
+
+    /// There was a small transfer.
+    pub(super) fn met_small(&self) {
+        self.beside.set(BESIDE_FOR);
+    }
+
     /// The heavy operation of this turn; `light` says that something else is to be submitted or to be reaped in it.
     pub(super) fn next(&self, light: bool) -> Option<squeue::Entry> {
+        if self.is_empty() {
+            return None;
+        }
         let overtaken = self.overtaken.get();
-        if light && overtaken < OVERTAKEN_MAX && !self.is_empty() {
+        if light && overtaken < OVERTAKEN_MAX {
             self.overtaken.set(overtaken + 1);
             return None;
         }
         self.overtaken.set(0);
+        self.beside.set(self.beside.get().saturating_sub(1));
         self.waiting.borrow_mut().pop_front()
     }
 }
@@ -63,10 +89,14 @@ mod tests {
         line
     }
 
+    fn next(line: &Line, light: bool) -> Option<u64> {
+        line.next(light).map(|sqe| sqe.get_user_data())
+    }
+
     #[test]
     fn light_operations_go_first_but_not_for_ever() {
         let line = line(2);
-        let turns: Vec<_> = (0..8).map(|_| line.next(true).map(|sqe| sqe.get_user_data())).collect();
+        let turns: Vec<_> = (0..8).map(|_| next(&line, true)).collect();
         assert_eq!(turns, [None, None, None, Some(0), None, None, None, Some(1)]);
         assert!(line.is_empty());
     }
@@ -74,8 +104,20 @@ mod tests {
     #[test]
     fn heavy_operations_alone_go_one_by_one_in_order() {
         let line = line(2);
-        assert_eq!(line.next(false).map(|sqe| sqe.get_user_data()), Some(0));
-        assert_eq!(line.next(false).map(|sqe| sqe.get_user_data()), Some(1));
-        assert!(line.next(false).is_none() && line.next(true).is_none());
+        assert_eq!((next(&line, false), next(&line, false)), (Some(0), Some(1)));
+        assert_eq!((next(&line, false), next(&line, true)), (None, None));
+    }
+
+    #[test]
+    fn pieces_are_smaller_while_small_transfers_are_there() {
+        let line = line(1000);
+        next(&line, true);
+        assert_eq!(line.piece(), PIECE, "what is light may belong to a heavy operation");
+        line.met_small();
+        assert_eq!(line.piece(), PIECE_BESIDE);
+        for _ in 0..BESIDE_FOR + 2 {
+            next(&line, false);
+        }
+        assert_eq!(line.piece(), PIECE);
     }
 }

@@ -50,7 +50,7 @@ impl Socket {
         let length = gather.len();
         // MSG_WAITALL: the kernel resumes short sends itself.
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL | gather.flags()).unsigned_abs();
-        let (message, _) = gather.message(usize::MAX);
+        let message = gather.message(usize::MAX);
         let sqe = opcode::SendMsgZc::new(types::Fd(self.fd().as_raw_fd()), message)
             .ioprio(REPORT_USAGE)
             .flags(flags)

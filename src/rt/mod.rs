@@ -217,7 +217,9 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    with(|shard| shard.tasks.spawn(future));
+    // By reference through the closures, each of which would copy it.
+    let mut future = Some(future);
+    with(|shard| shard.tasks.spawn(&mut future));
 }
 
 /// Lets the operations submitted so far run, and whatever they make ready, before the caller goes on.
@@ -449,9 +451,14 @@ impl Shard {
         self.ring.borrow_mut().push(&sqe);
     }
 
-    /// The same, for one that moves so many bytes.
+    /// The same, for a part of a transfer of so many bytes.
     fn push_weighed(&self, sqe: squeue::Entry, bytes: usize) {
-        if bytes < heavy::HEAVY_MIN { self.push(sqe) } else { self.heavy.push(sqe) }
+        if bytes < heavy::HEAVY_MIN {
+            self.heavy.met_small();
+            self.push(sqe);
+        } else {
+            self.heavy.push(sqe);
+        }
     }
 
     fn cancel(&self, key: u64) {

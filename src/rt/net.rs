@@ -23,7 +23,7 @@ use super::buffer::Buffer;
 use super::buffer_ring::{GROUP, Received};
 use super::fault::Kind;
 use super::file::{checked, faults_planned, judge};
-use super::gather::{Gather, MESSAGE_MAX};
+use super::gather::Gather;
 use super::op::{Completion, Op, Stream};
 use super::sync::Event;
 
@@ -107,11 +107,13 @@ impl Socket {
     /// The errno of `sendmsg(2)`; a prefix may have been sent.
     pub async fn send(self: &Rc<Self>, mut gather: Box<Gather>) -> (io::Result<()>, Box<Gather>) {
         gather.lay_out();
+        // What a short send leaves of much is a part of it.
+        let length = gather.len();
         while gather.remains() {
             if faults_planned() && Box::pin(judge(Kind::Send, 1)).await.is_err() {
                 continue; // EINTR, EAGAIN: again
             }
-            let (message, length) = gather.message(MESSAGE_MAX);
+            let message = gather.message(super::with(|shard| shard.heavy.piece()));
             let flags = (libc::MSG_NOSIGNAL | gather.flags()).unsigned_abs();
             let sqe = opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             let kept = (gather, Rc::clone(self));

@@ -72,15 +72,16 @@ impl Tasks {
         }
     }
 
-    /// Places the future in a slot and polls it at once, so that its first op joins the submission being gathered.
-    pub(super) fn spawn<F: Future<Output = ()> + 'static>(&self, future: F) {
+    /// Places the future in a slot and polls it at once, so that its first op joins the submission being gathered. It is
+    /// taken from where it is, because each call that it is passed through would copy it.
+    pub(super) fn spawn<F: Future<Output = ()> + 'static>(&self, future: &mut Option<F>) {
         if size_of::<F>() > BLOCK_BYTES || align_of::<F>() > align_of::<Block>() {
-            return self.spawn_placed(Box::pin(future));
+            return self.spawn_placed(&mut future.take().map(Box::pin));
         }
         self.spawn_placed(future);
     }
 
-    fn spawn_placed<F: Future<Output = ()> + 'static>(&self, future: F) {
+    fn spawn_placed<F: Future<Output = ()> + 'static>(&self, future: &mut Option<F>) {
         assert!(size_of::<F>() <= BLOCK_BYTES, "spawn boxes what is larger");
         let id = {
             let mut table = self.table.borrow_mut();
@@ -89,6 +90,7 @@ impl Tasks {
                 None => table.grow(),
             };
             let slot = &mut table.slots[index as usize];
+            let future = future.take().expect("there is a future to spawn");
             // SAFETY: the slot was free, so its block holds no live future; F fits in size and alignment (spawn).
             unsafe { (&raw mut *slot.block).cast::<F>().write(future) };
             slot.vtable = Some(&VTable { poll: poll_in_place::<F>, drop: drop_in_place::<F> });

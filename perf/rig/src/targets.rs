@@ -7,7 +7,7 @@ use std::fmt::Write;
 use crate::address::Transport::{self, Tcp, Unix};
 use crate::generator::Generator;
 use crate::samples::{Cell, Results};
-use crate::servers::{Kind, SERVERS, Server};
+use crate::servers::{Kind, Server};
 use crate::statistics::{Measure, Ratio, Spread, ratios_of};
 
 /// A row of the table: what one of our servers shall reach in one cell. 0 where nothing is asked.
@@ -112,6 +112,7 @@ pub(crate) fn table(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::servers::SERVERS;
     use crate::workloads::WORKLOADS;
 
     #[test]
