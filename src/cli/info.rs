@@ -5,6 +5,7 @@ mod describe;
 mod map;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Args;
@@ -13,6 +14,8 @@ use super::print;
 use crate::client::{self, Client, ConnectError, Connection, Options, Uri};
 use crate::proto::{DialError, Dialect, DialerConfig, Found, Link, SurveyConfig, TransmissionFlags, Which};
 
+/// How long a server may take over telling.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a flag that is false exits with.
 const FALSE: u8 = 2;
 
@@ -176,7 +179,7 @@ fn told_by(flag: &str) -> Option<Told> {
 async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
     let which = if list { Which::All } else { Which::One(uri.export.clone()) };
     let config = SurveyConfig { which, ..SurveyConfig::default() };
-    let exports = match client::survey(&uri.address, config).await {
+    let exports = match client::survey(&uri.address, config, PATIENCE).await {
         Ok(exports) => exports,
         Err(ConnectError::Dial { error: DialError::NoList, .. }) if !list => {
             return opened(uri, "newstyle", Vec::new()).await;
@@ -198,7 +201,7 @@ async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
 async fn opened(uri: Uri, protocol: &'static str, contexts: Vec<String>) -> Result<Facts, ConnectError> {
     let config = DialerConfig { export: uri.export.clone(), ..DialerConfig::default() };
     let Link { dialect, size, flags, block, name, description, .. } =
-        Connection::open(&uri.address, config).await?.leave().await;
+        Connection::open_within(&uri.address, config, PATIENCE, None).await?.leave().await;
     let export = Found {
         name: uri.export.clone(),
         canonical: name,

@@ -8,6 +8,9 @@ use crate::rt;
 
 /// Longest TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS with compact headers: servers of old count in signed 32 bits.
 const COMPACT_EFFECT_MAX: u64 = 1 << 30;
+/// What requests are made of where a server says nothing of block sizes, for the sake of servers that never heard of them
+/// ("Size constraints" asks that of a client that wants to get on with all).
+pub(super) const SECTOR: u64 = 512;
 
 /// Size and block sizes of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,17 +22,26 @@ pub(super) struct Bounds {
     pub(super) payload_max: u64,
     /// Bytes of one request without a payload, a multiple of `minimum`.
     pub(super) effect_max: u64,
+    /// The same for WRITE_ZEROES: with compact headers, servers of old hold it to the maximum payload.
+    pub(super) zeroes_max: u64,
 }
 
 impl Bounds {
     pub(super) fn of(link: &Link) -> Self {
         let block = link.block.unwrap_or_default();
-        let minimum = u64::from(block.minimum.max(1));
+        // A size between sectors, or block status, says that the server counts in bytes.
+        let counts_bytes = !link.size.is_multiple_of(SECTOR) || !link.contexts.is_empty();
+        let minimum = match link.block {
+            Some(block) => u64::from(block.minimum.max(1)),
+            None if counts_bytes => 1,
+            None => SECTOR,
+        };
         let buffer_max = rt::CAPACITY_MAX as u64;
         let payload_max = (u64::from(block.maximum).min(buffer_max) / minimum).max(1) * minimum;
         let extended = link.dialect == Dialect::Extended;
         let effect_max = if extended { 1 << 62 } else { COMPACT_EFFECT_MAX };
-        Self { size: link.size, minimum, payload_max, effect_max }
+        let zeroes_max = if extended { effect_max } else { payload_max };
+        Self { size: link.size, minimum, payload_max, effect_max, zeroes_max }
     }
 
     /// The end of the range.
@@ -81,16 +93,23 @@ mod tests {
     use super::*;
     use crate::proto::{BlockSizes, TransmissionFlags};
 
+    fn link(size: u64, dialect: Dialect, block: Option<BlockSizes>) -> Link {
+        let (flags, contexts) = (TransmissionFlags::NONE, Vec::new());
+        Link { dialect, size, flags, block, name: None, description: None, contexts }
+    }
+
     fn bounds(size: u64, minimum: u32, maximum: u32, dialect: Dialect) -> Bounds {
-        Bounds::of(&Link {
-            dialect,
-            size,
-            flags: TransmissionFlags::NONE,
-            block: Some(BlockSizes { minimum, preferred: 4096, maximum }),
-            name: None,
-            description: None,
-            contexts: Vec::new(),
-        })
+        Bounds::of(&link(size, dialect, Some(BlockSizes { minimum, preferred: 4096, maximum })))
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_asked_in_sectors_unless_it_counts_in_bytes() {
+        let silent = link(1 << 20, Dialect::Structured, None);
+        let told = Link { contexts: vec![(0, "base:allocation".to_owned())], ..silent.clone() };
+        let odd = Link { size: 1000, ..silent.clone() };
+        let minimum = |link: &Link| Bounds::of(link).minimum;
+        assert_eq!([minimum(&silent), minimum(&told), minimum(&odd)], [512, 1, 1]);
+        assert_eq!((Bounds::of(&silent).payload_max, Bounds::of(&silent).zeroes_max), (32 << 20, 32 << 20));
     }
 
     #[test]

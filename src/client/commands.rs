@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::bounds::pieces;
+use super::bounds::{SECTOR, pieces};
 use super::error::Error;
 use super::options::BelowMinimum;
 use super::pipelined::{Ask, Told};
@@ -78,6 +78,25 @@ impl Client {
             }
         }
         (Ok(holes_within(holes, offset..end)), buffer)
+    }
+
+    /// As [`Client::read`], for callers who count in sectors of 512 bytes and so round the size up: what of the last sector
+    /// lies past the end reads as zeroes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn read_sectors(&self, offset: u64, mut buffer: Buffer) -> (Result<(), Error>, Buffer) {
+        let length = buffer.len();
+        let past = offset.saturating_add(length as u64).saturating_sub(self.size());
+        let there = length.saturating_sub(usize::try_from(past).unwrap_or(usize::MAX));
+        if past == 0 || past >= SECTOR || there == 0 {
+            return self.read(offset, buffer).await;
+        }
+        buffer.set_len(there);
+        let (result, mut buffer) = self.read(offset, buffer).await;
+        buffer.set_len(length);
+        buffer[there..].fill(0);
+        (result, buffer)
     }
 
     /// Fills `target` with what the export holds from `offset` on, by way of buffers of the runtime's: one copy more than
@@ -224,9 +243,17 @@ impl Client {
     /// A command without payload on whole blocks, in as many requests as it takes.
     async fn effect(&self, command: Command, range: Range<u64>, flags: CommandFlags) -> Result<(), Error> {
         let (flags, flushes) = self.split_fua(flags);
-        for piece in pieces(range, self.bounds().effect_max) {
+        let bounds = self.bounds();
+        let most = if command == Command::WRITE_ZEROES { bounds.zeroes_max } else { bounds.effect_max };
+        let one = |piece: Range<u64>| async move {
             let ask = Ask { flags, ..ask(command, piece.start, piece.end - piece.start) };
-            self.exchange(&ask, None).await.0?;
+            self.exchange(&ask, None).await.0
+        };
+        let mut all = pieces(range, most).peekable();
+        while all.peek().is_some() {
+            for done in rt::join_all(all.by_ref().take(PIECES_MAX).map(one)).await {
+                done?;
+            }
         }
         if flushes { self.flush().await } else { Ok(()) }
     }

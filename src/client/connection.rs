@@ -16,6 +16,9 @@ use crate::rt;
 use crate::rt::gather::Gather;
 use crate::rt::net::Socket;
 
+/// How long one of a name's addresses is tried before the next: half of the Internet's routes may be missing here.
+const ADDRESS_MAX: Duration = Duration::from_secs(4);
+
 /// A connection ready for requests, for those who make and judge these themselves (the load generator does: it has
 /// neither a task nor a buffer for each request).
 pub struct Connection {
@@ -41,15 +44,16 @@ impl Connection {
     }
 
     /// As [`Connection::open`], with TCP keepalive and within `limit`.
-    pub(super) async fn open_within(
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`ConnectError::Slow`] when the time is over.
+    pub async fn open_within(
         address: &Address,
         config: DialerConfig,
         limit: Duration,
         keepalive: Option<Duration>,
     ) -> Result<Self, ConnectError> {
-        let slow = |_| ConnectError::Slow { address: address.to_string(), seconds: limit.as_secs() };
-        let connection =
-            rt::timer::deadline(limit, Box::pin(Self::open(address, config))).await.map_err(slow)??;
+        let connection = within(limit, address, Self::open(address, config)).await?;
         if let (Address::Tcp { .. }, Some(idle)) = (address, keepalive) {
             let keepalive =
                 TcpKeepalive::new().with_time(idle).with_interval(idle / 4 + Duration::from_secs(1));
@@ -72,18 +76,21 @@ impl Connection {
 
 /// Looks at what a server exports, opening none of it.
 ///
+/// All of it takes no longer than `limit`.
+///
 /// # Errors
 /// [`ConnectError`]; an export that is refused is no error, see [`Found::refused`].
 ///
 /// # Examples
 /// ```no_run
+/// use std::time::Duration;
 /// use ringnbd::client::{Uri, survey};
 /// use ringnbd::proto::SurveyConfig;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let uri = Uri::parse("nbd://localhost")?;
 /// let found = ringnbd::rt::block_on(async move {
-///     survey(&uri.address, SurveyConfig::default()).await
+///     survey(&uri.address, SurveyConfig::default(), Duration::from_secs(30)).await
 /// })??;
 /// for export in found {
 ///     println!("{:?} {:?}", export.name, export.export);
@@ -91,15 +98,32 @@ impl Connection {
 /// # Ok(())
 /// # }
 /// ```
-pub async fn survey(address: &Address, config: SurveyConfig) -> Result<Vec<Found>, ConnectError> {
-    let mut talk = Talk::begin(address, Dialer::survey(config)).await?;
-    match talk.until_over().await? {
-        Dialed::Surveyed(found) => {
-            talk.socket.shutdown();
-            Ok(found)
+pub async fn survey(
+    address: &Address,
+    config: SurveyConfig,
+    limit: Duration,
+) -> Result<Vec<Found>, ConnectError> {
+    let survey = async {
+        let mut talk = Talk::begin(address, Dialer::survey(config)).await?;
+        match talk.until_over().await? {
+            Dialed::Surveyed(found) => {
+                talk.socket.shutdown();
+                Ok(found)
+            }
+            _ => Err(talk.ended()),
         }
-        _ => Err(talk.ended()),
-    }
+    };
+    within(limit, address, survey).await
+}
+
+/// What becomes of a handshake by a deadline.
+async fn within<T>(
+    limit: Duration,
+    address: &Address,
+    handshake: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    let slow = |_| ConnectError::Slow { address: address.to_string(), seconds: limit.as_secs() };
+    rt::timer::deadline(limit, Box::pin(handshake)).await.map_err(slow)?
 }
 
 /// A handshake on its socket.
@@ -163,13 +187,17 @@ async fn connect(address: &Address) -> io::Result<OwnedFd> {
             let found = rt::blocking(move || {
                 Ok::<_, io::Error>((host.as_str(), port).to_socket_addrs()?.collect::<Vec<_>>())
             });
+            let found = found.await?;
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in found.await? {
-                let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            for (number, address) in found.iter().enumerate() {
+                let socket = socket2::Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
                 socket.set_tcp_nodelay(true)?;
-                match rt::connect(socket.into(), address.into()).await {
-                    Ok(fd) => return Ok(fd),
-                    Err(error) => last = error,
+                let attempt = rt::connect(socket.into(), (*address).into());
+                let limit = if number + 1 < found.len() { ADDRESS_MAX } else { Duration::MAX };
+                match rt::timer::deadline(limit, attempt).await {
+                    Ok(Ok(fd)) => return Ok(fd),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
             Err(last)

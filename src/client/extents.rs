@@ -95,7 +95,13 @@ mod tests {
     use super::*;
 
     fn told(one: bool, context: &str, extents: &[(u64, u64)]) -> Vec<(u64, u64, u64)> {
-        let bounds = Bounds { size: 10_000, minimum: 512, payload_max: 1 << 20, effect_max: 1 << 20 };
+        let bounds = Bounds {
+            size: 10_000,
+            minimum: 512,
+            payload_max: 1 << 20,
+            effect_max: 1 << 20,
+            zeroes_max: 1 << 20,
+        };
         repaired(&bounds, context, 1024, 8192, one, extents)
             .into_iter()
             .map(|extent| (extent.offset, extent.length, extent.status))
@@ -126,7 +132,13 @@ mod tests {
 
     #[test]
     fn the_odd_end_of_the_export_is_no_fault() {
-        let bounds = Bounds { size: 10_000, minimum: 512, payload_max: 1 << 20, effect_max: 1 << 20 };
+        let bounds = Bounds {
+            size: 10_000,
+            minimum: 512,
+            payload_max: 1 << 20,
+            effect_max: 1 << 20,
+            zeroes_max: 1 << 20,
+        };
         let extents = repaired(&bounds, ALLOCATION, 9728, 10_000, false, &[(272, 3)]);
         assert_eq!(extents, [Extent { offset: 9728, length: 272, status: 3 }]);
     }

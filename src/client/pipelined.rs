@@ -36,6 +36,10 @@ use call::{Answer, Call, Loan, Permit, Queued};
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Longest reply header without text: what to receive when headers are received ahead of large payloads.
 const REPLY_HEAD_MAX: usize = 32;
+/// More requests in flight than any server takes; each has a slot from the start.
+const WINDOW_MAX: u32 = 65_536;
+/// Holes of one read that are remembered apart, so that a server cannot make us hold many times what was read.
+const HOLES_MAX: usize = 65_536;
 /// How often a request timeout is looked at within its length.
 const LOOKS: u32 = 8;
 
@@ -101,11 +105,11 @@ pub(super) struct Pipelined {
 }
 
 impl Pipelined {
-    /// Starts the tasks of a connection; [`Pipelined::run`] is to be awaited besides.
+    /// A connection before its first request, and what [`Pipelined::run`] reads from.
     pub(super) fn new(connection: Connection, contexts: &[String], window: usize) -> (Rc<Self>, Inbox) {
         let Connection { link, inbox, socket } = connection;
         let id_of = |name: &String| link.contexts.iter().find(|(_, own)| own == name).map(|(id, _)| *id);
-        let depth = u32::try_from(window.max(1)).unwrap_or(u32::MAX);
+        let depth = u32::try_from(window).unwrap_or(u32::MAX).clamp(1, WINDOW_MAX);
         let pipelined = Rc::new(Self {
             ids: contexts.iter().map(id_of).collect(),
             session: RefCell::new(Session::new(link.dialect, depth)),
@@ -357,7 +361,14 @@ impl Pipelined {
         if let Some(zeroes) = call.buffer.as_mut().and_then(|buffer| buffer.get_mut(part)) {
             zeroes.fill(0);
         }
-        call.told.holes.push((offset, length));
+        let holes = &mut call.told.holes;
+        let is_full = holes.len() >= HOLES_MAX;
+        match holes.last_mut() {
+            Some((start, told)) if *start + *told == offset => *told += length,
+            // Zeroes in the buffer say the same at greater length.
+            _ if is_full => {}
+            _ => holes.push((offset, length)),
+        }
     }
 
     async fn take_data(&self, inbox: &mut Inbox, cookie: u64, offset: u64, length: u64) -> Result<(), End> {

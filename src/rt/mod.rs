@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::Napi;
 use io_uring::{cqueue, opcode, squeue};
 
+mod block_on;
 mod blocking;
 mod buffer;
 mod buffer_ring;
@@ -67,6 +68,7 @@ pub mod timer;
 mod waker;
 mod writer;
 
+pub use block_on::block_on;
 pub use blocking::{HELPERS, QUESTIONS_MAX, blocking};
 pub use buffer::{Buffer, CAPACITY_MAX, HEADROOM};
 pub use buffer_ring::Received;
@@ -201,18 +203,6 @@ where
     shard.wind_up();
     CURRENT.with(|current| current.borrow_mut().take());
     Ok(result)
-}
-
-/// Runs `future` on a shard of its own, made as [`Config::default`] says, on this thread: a program's `main` that needs
-/// nothing else of the runtime.
-///
-/// # Errors
-/// As [`run`].
-///
-/// # Panics
-/// As [`run`].
-pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> Result<T, caps::Unsupported> {
-    run(&Config::default(), || future)
 }
 
 /// Starts a task. It is polled at once, up to its first wait, and lives on this shard until it ends.

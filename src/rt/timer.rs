@@ -15,9 +15,13 @@ use super::sync::{Either, select};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed;
 
+/// The longest sleep, some 136 years: the kernel takes seconds as a signed number, and `Duration::MAX` for "never" is not
+/// to be a wrong argument that ends at once.
+const SLEEP_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// Sleeps for `duration`; dropping the future removes the timer.
 pub async fn sleep(duration: Duration) {
-    let timespec = Box::new(types::Timespec::from(duration));
+    let timespec = Box::new(types::Timespec::from(duration.min(SLEEP_MAX)));
     let sqe = opcode::Timeout::new(&raw const *timespec).build();
     let op = super::with(|shard| Op::submit(shard, sqe, timespec).cancel_on_drop());
     op.await;

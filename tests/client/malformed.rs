@@ -280,6 +280,38 @@ fn status_that_says_too_much_or_between_blocks_is_repaired() {
     }
 }
 
+/// A caller who rounds the size up to sectors gets zeroes for what is not there, and nothing more.
+#[test]
+fn the_last_sector_is_padded_for_those_who_count_in_sectors() {
+    let export = Export { size: 1000, ..Export::new(Dialect::Simple) };
+    let script = Script::serve(export, 1, |_, peer| {
+        for length in [488, 1000] {
+            let asked = peer.request()?;
+            assert_eq!((asked.offset + asked.length, asked.length), (1000, length));
+            peer.send(&[simple(asked.cookie, 0), vec![7; length as usize]].concat())?;
+        }
+        assert_eq!(peer.request()?.command, 2);
+        Ok(())
+    });
+    with_client(&script.uri, Options::default(), |client| async move {
+        for (offset, length, there) in [(512, 512, 488), (0, 1024, 1000)] {
+            let mut buffer = Buffer::acquire(length).await;
+            buffer.fill(0xee);
+            let (result, buffer) = client.read_sectors(offset, buffer).await;
+            result.unwrap();
+            assert!(
+                buffer[..there].iter().all(|byte| *byte == 7)
+                    && buffer[there..].iter().all(|byte| *byte == 0)
+            );
+            assert_eq!(buffer.len(), length);
+        }
+        let beyond = client.read_sectors(512, Buffer::acquire(1024).await).await.0;
+        assert!(matches!(beyond, Err(Error::PastEnd { .. })), "{beyond:?}");
+        client.disconnect().await;
+    });
+    script.end();
+}
+
 #[test]
 fn what_a_server_does_not_offer_is_not_asked_of_it() {
     // HAS_FLAGS and nothing else.

@@ -9,6 +9,7 @@ use ringnbd::rt;
 
 use crate::program::{Daemon, Process, Scratch};
 use crate::script::with_client;
+use crate::wait::until;
 
 const SIZE: u64 = 4 << 20;
 
@@ -292,4 +293,34 @@ fn our_own_server_takes_everything_in_every_dialect() {
         (options.extended, options.structured) = (extended, structured);
         with_client(&scratch.uri(""), options, exercise);
     }
+}
+
+/// A name with several addresses, only one of which is listened on; and a peer that vanishes without a word is noticed.
+#[test]
+fn tcp_by_name_with_keepalive() {
+    let scratch = Scratch::new();
+    let image = scratch.image("disk", SIZE).display().to_string();
+    let (_server, port) = Process::ringnbd_on_tcp(&[&image]);
+    with_client(&format!("nbd://localhost:{port}/"), several(), move |client| async move {
+        client.read_at(0, &mut [1; 4096]).await.unwrap();
+        until("the timers run", || keepalive_timers(port) == client.connections());
+        exercise(client).await;
+    });
+    let mut silent = Options::default();
+    silent.keepalive = None;
+    with_client(&format!("nbd://127.0.0.1:{port}/"), silent, move |client| async move {
+        client.read_at(0, &mut [1; 4096]).await.unwrap();
+        assert_eq!(keepalive_timers(port), 0);
+        client.disconnect().await;
+    });
+}
+
+/// This process's sockets to `port` whose next timer is that of keepalive (`tr` is 02, proc_net_tcp.txt of the kernel).
+fn keepalive_timers(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!(":{port:04X}");
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.get(2).is_some_and(|peer| peer.ends_with(&remote)))
+        .filter(|row| row.get(3) == Some(&"01") && row.get(5).is_some_and(|timer| timer.starts_with("02:")))
+        .count()
 }

@@ -28,16 +28,24 @@ impl Process {
     pub(crate) fn ringnbd(socket: &Path, words: &[&str]) -> Self {
         let mut process = None;
         until("the server starts", || {
-            process = Self::try_ringnbd(socket, words);
+            process = Self::try_ringnbd(&format!("unix:{}", socket.display()), words);
             process.is_some()
         });
-        process.expect("it started")
+        process.expect("it started").0
     }
 
-    fn try_ringnbd(socket: &Path, words: &[&str]) -> Option<Self> {
+    /// `ringnbd serve` on a free TCP port of the loopback, and the port.
+    #[track_caller]
+    pub(crate) fn ringnbd_on_tcp(words: &[&str]) -> (Self, u16) {
+        let (process, uri) = Self::try_ringnbd("tcp:127.0.0.1:0", words).expect("it starts");
+        let port = uri.trim().trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
+        (process, port.unwrap_or_else(|| panic!("no port in {uri}")))
+    }
+
+    fn try_ringnbd(listen: &str, words: &[&str]) -> Option<(Self, String)> {
         let mut child = Command::new(program())
             .args(["serve", "--quiet", "--print-uri", "--no-pin", "--shards", "1", "--listen"])
-            .arg(format!("unix:{}", socket.display()))
+            .arg(listen)
             .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -46,7 +54,7 @@ impl Process {
         let mut uri = String::new();
         BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut uri).expect("read the URI");
         let process = Self { child };
-        (!uri.is_empty()).then_some(process)
+        (!uri.is_empty()).then_some((process, uri))
     }
 
     /// Another program, which is up when it takes connections on `socket`.

@@ -168,6 +168,20 @@ fn requests_wait_for_the_delay_and_no_longer_and_the_client_still_comes_back() {
     });
 }
 
+/// "For ever" is a delay like others: it must not end at once.
+#[test]
+fn requests_wait_for_ever_if_they_are_told_to() {
+    tormented(delay(Duration::MAX), async |client, server, scratch| {
+        server.take().unwrap().end(Signal::KILL);
+        let mut target = [1; 512];
+        let waits = rt::timer::deadline(Duration::from_millis(200), client.read_at(0, &mut target)).await;
+        waits.expect_err("there is nobody to answer");
+        let image = scratch.dir.path().join("disk").display().to_string();
+        server.set(Some(Process::ringnbd(&scratch.socket(), &[&image])));
+        client.read_at(0, &mut target).await.unwrap();
+    });
+}
+
 #[test]
 fn without_a_delay_a_loss_fails_at_once() {
     tormented(delay(Duration::ZERO), async |client, server, _| {

@@ -23,6 +23,8 @@ use crate::proto::violation::Violation;
 
 /// Bytes that one survey remembers, each entry counted with [`ENTRY_BYTES`] more, so that a server cannot fill our memory.
 const REMEMBERED_MAX: usize = 32 << 20;
+/// Meta contexts of one export. QEMU has one for each dirty bitmap.
+const CONTEXTS_MAX: usize = 4096;
 /// What an entry takes besides its text.
 const ENTRY_BYTES: usize = 256;
 
@@ -281,6 +283,9 @@ impl Dialer {
         }
         let Some(survey) = &mut self.survey else { return Ok(()) };
         survey.remember(payload.len())?;
+        if survey.found.get(survey.at).is_some_and(|found| found.contexts.len() >= CONTEXTS_MAX) {
+            return Err("it lists more than 4096 meta contexts");
+        }
         if let Some(found) = survey.found.get_mut(survey.at)
             && !found.contexts.iter().any(|known| known == name)
         {
