@@ -46,6 +46,9 @@ pub(super) fn prepare(fd: &OwnedFd, limits: &Limits, sending: Sending) -> Transp
     let _ = socket.set_tcp_user_timeout(Some(limits.user_timeout));
     let local = socket.local_addr().ok().and_then(|address| address.as_socket());
     let same_host = is_loopback(remote.ip()) || local.is_some_and(|local| local.ip() == remote.ip());
+    if same_host {
+        let _ = socket.set_send_buffer_size(limits.loopback_send_buffer);
+    }
     Transport {
         peer: remote.to_string(),
         way: way(sending.zero_copy, !same_host),
