@@ -30,6 +30,9 @@
 //! 9. `server/send` gathers all replies that are ready into one `sendmsg`;
 //! 10. when that completes, the request is measured (`metrics`), its slot and buffer go back.
 //!
+//! A large READ of what the page cache holds needs no buffer: it is sent from there (`rt/cached`). What moves much goes one
+//! operation in a turn, small ones first (`rt/heavy`), so that connections do not stop each other.
+//!
 //! What would make a shard wait goes elsewhere: questions without an opcode to helper threads (`rt::blocking`), buffered
 //! writes that the file system holds up to writer threads (`rt/writer`); both answer through the shard's ring.
 

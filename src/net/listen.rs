@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -23,6 +24,10 @@ const VSOCK_ANY: u32 = u32::MAX;
 const VSOCK_LOCAL: u32 = 1;
 /// vsock's way to let the kernel choose a port (`VMADDR_PORT_ANY`); there, 0 is a port like others.
 const VSOCK_PORT_ANY: u32 = u32::MAX;
+
+/// How long the ring of a killed server may keep its sockets, and how often to look: a supervisor restarts at once.
+const DYING_MAX: Duration = Duration::from_millis(500);
+const DYING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,9 +303,18 @@ fn bind_tcp(host: &str, port: u16, backlog: i32) -> io::Result<Vec<Listener>> {
     if listeners.is_empty() { Err(refused) } else { Ok(listeners) }
 }
 
+/// Takes an address, or says who has it only after [`DYING_MAX`]: who asks for a port knows nothing of its holder.
 fn bind_address(address: SocketAddr, v6_only: bool, backlog: i32) -> io::Result<Listener> {
     let v6_only = (address.is_ipv6()).then_some(v6_only && !address.ip().is_unspecified());
-    listen(Domain::for_address(address), &address.into(), backlog, v6_only)
+    let deadline = Instant::now() + DYING_MAX;
+    loop {
+        match listen(Domain::for_address(address), &address.into(), backlog, v6_only) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(DYING_INTERVAL);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn bind_unix(path: &Path, backlog: i32) -> Result<Listener, ListenError> {
@@ -332,11 +346,19 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     probe.set_nonblocking(true).map_err(refused)?;
     match probe.connect(&SockAddr::unix(path).map_err(refused)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Ok(()) if listener_is_dead(&probe) => {}
         _ => return Err(ListenError::Taken(path.to_path_buf())),
     }
     // Dropping the guard removes the socket that was asked, not one that took its place meanwhile.
     drop(PathGuard { path: path.to_path_buf(), device_and_inode: (metadata.dev(), metadata.ino()) });
     Ok(())
+}
+
+/// Whether the process that called listen(2) is gone. Its ring still holds the socket then, for some milliseconds, and
+/// nobody will accept from it.
+fn listener_is_dead(connected: &Socket) -> bool {
+    let Ok(credentials) = rustix::net::sockopt::socket_peercred(connected) else { return false };
+    rustix::process::test_kill_process(credentials.pid) == Err(rustix::io::Errno::SRCH)
 }
 
 fn listen(domain: Domain, address: &SockAddr, backlog: i32, v6_only: Option<bool>) -> io::Result<Listener> {

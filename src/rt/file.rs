@@ -21,8 +21,9 @@ use super::{Shard, timer, writer};
 /// Files one shard can have registered: exports, each with up to two descriptors.
 pub const FILES_MAX: u32 = 1024;
 
-/// The longest write that a shard does itself: a copy of some 10 us.
-const INLINE_LENGTH_MAX: usize = 64 << 10;
+/// The longest write that a shard does itself: a copy of some 50 us. 256k sequential writes, depth 16: 153 us of CPU and a p99 of
+/// 1.5 ms so, 172 us and 3.8 ms by a thread on the same processor.
+const INLINE_LENGTH_MAX: usize = 256 << 10;
 
 /// The largest single write: the kernel's own limit is `INT_MAX` rounded to a page.
 const WRITE_MAX: usize = 1 << 30;

@@ -14,7 +14,7 @@
 
 use std::cell::Cell;
 
-/// A write that takes longer was held up: the copy of the largest one that is tried takes some 10 us.
+/// A write that takes longer was held up: the copy of the largest one that is tried takes some 50 us.
 const STALL_NS: u64 = 1_000_000;
 /// The first pause.
 const PAUSE_NS: u64 = 20_000_000;

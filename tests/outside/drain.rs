@@ -1,5 +1,8 @@
 //! Ending: answer what is in flight, refuse what comes after, be gone in time.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -7,7 +10,7 @@ use rustix::process::Signal;
 use crate::client::{Client, DIALECTS, Dialect, ESHUTDOWN, READ, Request};
 use crate::haggle::{ABORT, ACK, Haggle, LIST, SHUTDOWN};
 use crate::scratch::Scratch;
-use crate::server::Server;
+use crate::server::{Server, program};
 use crate::wait::{PATIENCE, until};
 use crate::wire::Wire;
 
@@ -174,4 +177,32 @@ fn sigusr1_prints_the_latency_table() {
         ["disk", "read", "99.9"].iter().all(|word| log.contains(word))
     });
     client.is_alive("after SIGUSR1");
+}
+
+/// A supervisor restarts at once. The ring of a killed process keeps its sockets some milliseconds longer than it lives.
+#[test]
+fn after_a_kill_the_same_address_can_be_taken_at_once() {
+    let scratch = Scratch::new();
+    let unix = format!("unix:{}", scratch.path("socket").display());
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let tcp = format!("tcp:{}", free.local_addr().expect("bound"));
+    drop(free);
+    for listen in [unix, tcp] {
+        for life in 0..10 {
+            let words = ["serve", "--quiet", "--print-uri", "--listen", &listen, "memory:16M"];
+            let mut command = Command::new(program());
+            command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("start the server");
+            let mut uri = String::new();
+            let stdout = child.stdout.take().expect("stdout is a pipe");
+            BufReader::new(stdout).read_line(&mut uri).expect("read the URI");
+            let _ = child.kill();
+            let rest = child.wait_with_output().expect("it ends");
+            assert!(
+                uri.starts_with("nbd"),
+                "{listen}, life {life}: {}",
+                String::from_utf8_lossy(&rest.stderr)
+            );
+        }
+    }
 }
