@@ -6,13 +6,13 @@
 //! ```
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -25,9 +25,8 @@ const VSOCK_LOCAL: u32 = 1;
 /// vsock's way to let the kernel choose a port (`VMADDR_PORT_ANY`); there, 0 is a port like others.
 const VSOCK_PORT_ANY: u32 = u32::MAX;
 
-/// How long the ring of a killed server may keep its sockets, and how often to look: a supervisor restarts at once.
+/// How long the ring of a killed server may keep its sockets: a supervisor restarts at once.
 const DYING_MAX: Duration = Duration::from_millis(500);
-const DYING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -303,17 +302,24 @@ fn bind_tcp(host: &str, port: u16, backlog: i32) -> io::Result<Vec<Listener>> {
     if listeners.is_empty() { Err(refused) } else { Ok(listeners) }
 }
 
-/// Takes an address, or says who has it only after [`DYING_MAX`]: who asks for a port knows nothing of its holder.
+/// Takes an address; from a server that was killed as soon as its ring lets go of it.
 fn bind_address(address: SocketAddr, v6_only: bool, backlog: i32) -> io::Result<Listener> {
     let v6_only = (address.is_ipv6()).then_some(v6_only && !address.ip().is_unspecified());
-    let deadline = Instant::now() + DYING_MAX;
-    loop {
-        match listen(Domain::for_address(address), &address.into(), backlog, v6_only) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(DYING_INTERVAL);
-            }
-            other => return other,
-        }
+    let take = || listen(Domain::for_address(address), &address.into(), backlog, v6_only);
+    match take() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_let_go(address) => take(),
+        other => other,
+    }
+}
+
+/// Connects to whoever listens there. A socket that nobody accepts from any more takes the connection too, and breaks it when
+/// it is closed; a server that lives greets, or is silent for [`DYING_MAX`].
+fn is_let_go(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, DYING_MAX) else { return true };
+    let heard = stream.set_read_timeout(Some(DYING_MAX)).and_then(|()| stream.read(&mut [0]));
+    match heard {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
     }
 }
 
