@@ -94,15 +94,11 @@ pub(super) fn append(extents: &mut Vec<Extent>, more: impl IntoIterator<Item = E
 mod tests {
     use super::*;
 
+    const BOUNDS: Bounds =
+        Bounds { size: 10_000, minimum: 512, payload_max: 1 << 20, effect_max: 1 << 20, zeroes_max: 1 << 20 };
+
     fn told(one: bool, context: &str, extents: &[(u64, u64)]) -> Vec<(u64, u64, u64)> {
-        let bounds = Bounds {
-            size: 10_000,
-            minimum: 512,
-            payload_max: 1 << 20,
-            effect_max: 1 << 20,
-            zeroes_max: 1 << 20,
-        };
-        repaired(&bounds, context, 1024, 8192, one, extents)
+        repaired(&BOUNDS, context, 1024, 8192, one, extents)
             .into_iter()
             .map(|extent| (extent.offset, extent.length, extent.status))
             .collect()
@@ -132,14 +128,7 @@ mod tests {
 
     #[test]
     fn the_odd_end_of_the_export_is_no_fault() {
-        let bounds = Bounds {
-            size: 10_000,
-            minimum: 512,
-            payload_max: 1 << 20,
-            effect_max: 1 << 20,
-            zeroes_max: 1 << 20,
-        };
-        let extents = repaired(&bounds, ALLOCATION, 9728, 10_000, false, &[(272, 3)]);
+        let extents = repaired(&BOUNDS, ALLOCATION, 9728, 10_000, false, &[(272, 3)]);
         assert_eq!(extents, [Extent { offset: 9728, length: 272, status: 3 }]);
     }
 

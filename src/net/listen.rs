@@ -363,8 +363,8 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 /// Whether the process that called listen(2) is gone. Its ring still holds the socket then, for some milliseconds, and
 /// nobody will accept from it.
 fn listener_is_dead(connected: &Socket) -> bool {
-    let Ok(credentials) = rustix::net::sockopt::socket_peercred(connected) else { return false };
-    rustix::process::test_kill_process(credentials.pid) == Err(rustix::io::Errno::SRCH)
+    let Ok(Some(listener)) = crate::sys::socket::peer_process(connected) else { return false };
+    rustix::process::test_kill_process(listener) == Err(rustix::io::Errno::SRCH)
 }
 
 fn listen(domain: Domain, address: &SockAddr, backlog: i32, v6_only: Option<bool>) -> io::Result<Listener> {

@@ -192,7 +192,8 @@ impl File {
         if self.inner.polled {
             return super::with(|shard| Op::submit_polled(shard, sqe, buffer));
         }
-        submit_weighed(sqe, buffer, length)
+        // The disk moves it, not the shard.
+        if self.inner.direct { submit(sqe, buffer) } else { submit_weighed(sqe, buffer, length) }
     }
 
     async fn write_once(

@@ -14,7 +14,7 @@
 //! | [`caps`] | what the kernel can do |
 //! | `ring`, `polled` | the io_uring itself, and one for files that are polled |
 //! | `op` | the life of an operation, its ownership rules |
-//! | `task`, `waker` | the executor |
+//! | `task`, `waker`, `block_on` | the executor, and a `main` for it |
 //! | `poll` | looking before sleeping |
 //! | `heavy` | what moves much waits in line |
 //! | [`mod@file`], [`net`], `lend`, [`timer`], `connect` | one function per opcode |

@@ -180,16 +180,18 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Takes the first item. A queue that becomes empty gives back what only a deep burst needed: it may rest for long, and
-    /// be one of 10,000.
+    /// Takes the first item.
     pub fn pop(&self) -> Option<T> {
+        self.items.borrow_mut().pop_front()
+    }
+
+    /// Gives back what only a deep burst needed, for a queue that may rest for long and be one of 10,000.
+    pub fn rest(&self) {
         const KEPT: usize = 32;
         let mut items = self.items.borrow_mut();
-        let item = items.pop_front();
-        if items.is_empty() && items.capacity() > KEPT {
+        if items.capacity() > KEPT {
             items.shrink_to(KEPT);
         }
-        item
     }
 
     /// Items in the queue.

@@ -47,6 +47,9 @@ pub(super) async fn run(conn: Rc<Connection>) {
         for ticket in tickets.drain(..) {
             conn.settle(&ticket, !broken);
         }
+        if conn.in_flight.get() == 0 {
+            conn.replies.rest();
+        }
     }
 }
 

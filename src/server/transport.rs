@@ -33,9 +33,11 @@ pub(super) fn prepare(fd: &OwnedFd, limits: &Limits, sending: Sending) -> Transp
     let socket = SockRef::from(fd);
     let remote = socket.peer_addr().ok().and_then(|address| address.as_socket());
     let Some(remote) = remote else {
-        let peer = match rustix::net::sockopt::socket_peercred(fd) {
-            Ok(peer) => format!("unix:pid={}", peer.pid.as_raw_nonzero()),
-            Err(_) => "vsock".to_owned(),
+        let is_unix = socket.local_addr().is_ok_and(|address| address.is_unix());
+        let peer = match crate::sys::socket::peer_process(fd) {
+            Ok(Some(pid)) if is_unix => format!("unix:pid={pid}"),
+            _ if is_unix => "unix".to_owned(),
+            _ => "vsock".to_owned(),
         };
         return Transport { peer, way: way(sending.zero_copy, false), lends: false };
     };

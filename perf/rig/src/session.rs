@@ -17,6 +17,22 @@ use crate::rounds::Run;
 use crate::samples::{Cell, Results, Sample, Settings, Version};
 use crate::servers::{Programs, Server};
 
+/// What is measured, and where what came of it is written.
+#[derive(Debug, Args)]
+pub(crate) struct Subject {
+    /// Where reports go
+    #[arg(long, value_name = "DIR", default_value = "perf/results")]
+    pub(crate) results: PathBuf,
+
+    /// What the machine is called in the name of the report's directory [default: its processors]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label: Option<String>,
+
+    /// The ringnbd that is measured, and that makes the load
+    #[arg(long, value_name = "FILE", default_value = "target/release/ringnbd")]
+    pub(crate) ringnbd: PathBuf,
+}
+
 /// Options of every question.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -40,17 +56,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u32,
 
-    /// Where reports go
-    #[arg(long, value_name = "DIR", default_value = "perf/results")]
-    results: PathBuf,
-
-    /// What the machine is called in the name of the report's directory [default: its processors]
-    #[arg(long, value_name = "NAME")]
-    label: Option<String>,
-
-    /// The ringnbd that is measured, and that makes the load
-    #[arg(long, value_name = "FILE", default_value = "target/release/ringnbd")]
-    ringnbd: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
 
     /// The server on tokio-uring
     #[arg(long, value_name = "FILE", default_value = "target/perf/release/tokio-uring-baseline")]
@@ -103,9 +110,13 @@ impl Options {
             let path = std::path::absolute(path)?;
             path.into_os_string().into_string().ok().context("a program's path is not UTF-8")
         };
-        ensure!(self.ringnbd.exists(), "there is no {}: build it first", self.ringnbd.display());
+        ensure!(
+            self.subject.ringnbd.exists(),
+            "there is no {}: build it first",
+            self.subject.ringnbd.display()
+        );
         Ok(Programs {
-            ringnbd: absolute(&self.ringnbd)?,
+            ringnbd: absolute(&self.subject.ringnbd)?,
             baseline: absolute(&self.baseline)?,
             rig: absolute(&std::env::current_exe()?)?,
         })
@@ -113,12 +124,12 @@ impl Options {
 
     /// Latency by percentile, drawn by the ringnbd that was measured.
     pub(crate) fn draw(&self, results: &Results, cell: &Cell) -> anyhow::Result<Option<String>> {
-        picture::latency(results, cell, &std::path::absolute(&self.ringnbd)?)
+        picture::latency(results, cell, &std::path::absolute(&self.subject.ringnbd)?)
     }
 
     /// Writes `RESULTS/DATE-LABEL/NAME`; its path.
     pub(crate) fn write(&self, results: &Results, name: &str, text: &str) -> anyhow::Result<PathBuf> {
-        let dir = self.results.join(self.stem(results));
+        let dir = self.subject.results.join(self.stem(results));
         let path = dir.join(name);
         let written = fs::create_dir_all(&dir).and_then(|()| fs::write(&path, text));
         written.with_context(|| format!("cannot write {}", path.display()))?;
@@ -127,7 +138,7 @@ impl Options {
 
     /// `DATE-LABEL`.
     fn stem(&self, results: &Results) -> String {
-        let label = self.label.clone().unwrap_or_else(|| results.machine.label());
+        let label = self.subject.label.clone().unwrap_or_else(|| results.machine.label());
         format!("{}-{label}", results.date)
     }
 }

@@ -19,7 +19,6 @@ mod rest;
 mod stage;
 mod wire;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -30,7 +29,7 @@ use crate::compare::chosen;
 use crate::disk::Disk;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::machine::Machine;
-use crate::session::said;
+use crate::session::{Subject, said};
 use answer::{Answer, Report};
 use stage::Stage;
 
@@ -81,17 +80,8 @@ pub(crate) struct Curves {
     #[arg(long, value_name = "SECONDS", default_value_t = 0.7)]
     seconds: f64,
 
-    /// Where reports go
-    #[arg(long, value_name = "DIR", default_value = "perf/results")]
-    results: PathBuf,
-
-    /// What the machine is called in the name of the report's directory [default: its processors]
-    #[arg(long, value_name = "NAME")]
-    label: Option<String>,
-
-    /// The ringnbd that is measured, and that makes the load
-    #[arg(long, value_name = "FILE", default_value = "target/release/ringnbd")]
-    ringnbd: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
 }
 
 /// Size of the file that is read and written.
@@ -117,7 +107,7 @@ impl Curves {
         child::reap_descendants()?;
         let disk = Disk::make(FILE_MIB, true, &interrupt)?;
         let stage = Stage {
-            ringnbd: absolute(&self.ringnbd)?,
+            ringnbd: absolute(&self.subject.ringnbd)?,
             rig: absolute(&std::env::current_exe()?)?,
             machine: Machine::look(disk.path())?,
             rounds: self.rounds,
@@ -147,8 +137,8 @@ impl Curves {
             seconds: self.seconds,
             answers,
         };
-        let label = self.label.clone().unwrap_or_else(|| report.machine.label());
-        let dir = self.results.join(format!("{}-{label}", report.date));
+        let label = self.subject.label.clone().unwrap_or_else(|| report.machine.label());
+        let dir = self.subject.results.join(format!("{}-{label}", report.date));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let texts = [
             ("curves.md", report.markdown()),
