@@ -8,7 +8,7 @@
 //!    |-- load ---> client                 makes traffic, reports it
 //!    |-- client -> net, proto
 //!    '-- server -> net, proto, backend    the only place that knows protocol AND storage
-//!                   |            |
+//!                   |            | '----> client, for exports of other servers
 //!                   '---> rt <---'        one ring, one executor, one shard; no NBD in it
 //!
 //!   proto    sans-io NBD      metrics  counters, histograms      sys  wrappers of system calls

@@ -9,6 +9,7 @@
 //! requests, replies and the payload memory they hold.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -67,6 +68,8 @@ pub(super) enum Body {
     Buffer(Buffer),
     /// Chunks: headers alone, and headers with payload.
     Pieces(Vec<Piece>),
+    /// Chunks: headers, each with the part of the one payload that follows it.
+    Parts(Buffer, Vec<(Head, Range<usize>)>),
     /// Bytes made for this reply (errors, block status).
     Bytes(Vec<u8>),
     /// A header, and a payload that is sent from the page cache.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, ExportSpec, Media, OpenError, Traits};
 use crate::proto::{BlockSizes, ExportInfo, Listing, TransmissionFlags};
 
-/// The meta contexts of every export; the index is the context's number.
+/// The meta contexts of every export that has none of its own; the index is the context's number.
 pub(super) const CONTEXTS: [&str; 2] = ["base:allocation", "qemu:allocation-depth"];
 /// `base:allocation`.
 pub(super) const CONTEXT_ALLOCATION: usize = 0;
@@ -91,18 +91,20 @@ fn describe(id: usize, spec: &ExportSpec, media: &Media, payload_length_max: u32
             maximum: payload_length_max,
         },
         strict: traits.strict,
-        contexts: CONTEXTS.map(str::to_owned).to_vec(),
+        contexts: match media.contexts() {
+            Some(own) => own.to_vec(),
+            None => CONTEXTS.map(str::to_owned).to_vec(),
+        },
     }
 }
 
-/// What is advertised is what works: every flag comes from the backend, except CAN_MULTI_CONN. All connections on all
-/// shards share one file description, so a flush on any covers the completed writes of all.
+/// What is advertised is what works: every flag comes from the backend.
 fn flags(traits: &Traits) -> TransmissionFlags {
     let can = &traits.can;
     let writable = !traits.readonly;
     [
         (true, TransmissionFlags::HAS_FLAGS),
-        (true, TransmissionFlags::CAN_MULTI_CONN),
+        (can.multi_conn, TransmissionFlags::CAN_MULTI_CONN),
         (traits.readonly, TransmissionFlags::READ_ONLY),
         (traits.rotational, TransmissionFlags::ROTATIONAL),
         (can.flush, TransmissionFlags::SEND_FLUSH),

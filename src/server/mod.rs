@@ -265,6 +265,15 @@ fn check(config: &Config) -> Result<(), StartError> {
         let count = config.exports.len();
         return refuse(format!("--oldstyle serves exactly one export, and {count} were given"));
     }
+    for spec in &config.exports {
+        let Some(upstream) = spec.source.upstream() else { continue };
+        if let Some(own) = config.listeners.iter().find(|own| upstream.address.leads_to(&own.bound)) {
+            let (name, own) = (&spec.name, &own.bound);
+            return refuse(format!(
+                "export `{name}` is to be had from {upstream}, where this server itself listens ({own})"
+            ));
+        }
+    }
     let least = 4 * limits.payload_length_max as usize;
     if limits.payload_memory_max < least || limits.payload_length_max as usize > rt::CAPACITY_MAX {
         return refuse(format!(
