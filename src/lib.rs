@@ -6,6 +6,7 @@
 //! ```text
 //!   cli                                   parses words, starts things, prints
 //!    |-- load ---> client                 makes traffic, reports it
+//!    |-- copy ---> client, rt             moves a whole disk from one place to another
 //!    |-- client -> net, proto
 //!    '-- server -> net, proto, backend    the only place that knows protocol AND storage
 //!                   |            | '----> client, for exports of other servers
@@ -39,6 +40,7 @@
 pub mod backend;
 pub mod cli;
 pub mod client;
+pub mod copy;
 pub mod load;
 pub mod metrics;
 pub mod net;

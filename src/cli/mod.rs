@@ -7,6 +7,8 @@
 //!        |                 |------> report   the table, .hgrm files and the interval log
 //!        |                 '------> stats_socket   histograms for those who ask
 //!        |-> bench                  load on a server, latency by percentile
+//!        |-> copy                   a whole disk from one place to another
+//!        |     '-------> progress   a bar, or lines for programs
 //!        |-> info                   what a server exports, what can be done with it, where the data is
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
@@ -17,6 +19,7 @@
 
 mod bench;
 mod completions;
+mod copy;
 mod descriptors;
 mod info;
 mod log;
@@ -46,7 +49,8 @@ use clap::{Parser, Subcommand};
 Examples:
   ringnbd serve disk.img                    serve a file on tcp:127.0.0.1:10809
   ringnbd serve --help                      all about exports and options
-  ringnbd info --list nbd://127.0.0.1       ask what is served there"
+  ringnbd info --list nbd://127.0.0.1       ask what is served there
+  ringnbd copy nbd://127.0.0.1 disk.img     fetch it"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -58,6 +62,7 @@ enum Words {
     Serve(Box<serve::Serve>),
     Bench(Box<bench::Bench>),
     Info(info::Info),
+    Copy(Box<copy::Copy>),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Words::Serve(serve) => serve.run(),
         Words::Bench(bench) => bench.run(),
         Words::Info(info) => info.run(),
+        Words::Copy(copy) => copy.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),
