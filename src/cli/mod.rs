@@ -8,6 +8,7 @@
 //!        |                 '------> stats_socket   histograms for those who ask
 //!        |-> bench                  load on a server, latency by percentile
 //!        |-> info                   what a server exports, what can be done with it, where the data is
+//!        |-> attach, detach         an export as a block device, by the kernel's NBD client
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
@@ -15,9 +16,11 @@
 //! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
 //! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
 
+mod attach;
 mod bench;
 mod completions;
 mod descriptors;
+mod detach;
 mod info;
 mod log;
 mod man;
@@ -58,6 +61,8 @@ enum Words {
     Serve(Box<serve::Serve>),
     Bench(Box<bench::Bench>),
     Info(info::Info),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -69,6 +74,8 @@ pub fn main() -> ExitCode {
         Words::Serve(serve) => serve.run(),
         Words::Bench(bench) => bench.run(),
         Words::Info(info) => info.run(),
+        Words::Attach(attach) => attach.run(),
+        Words::Detach(detach) => detach.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),
