@@ -7,6 +7,7 @@
 //!   cli                                   parses words, starts things, prints
 //!    |-- load ---> client                 makes traffic, reports it
 //!    |-- copy ---> client, rt             moves a whole disk from one place to another
+//!    |-- attach -> client, rt             hands connections to the kernel's NBD client
 //!    |-- client -> net, proto
 //!    '-- server -> net, proto, backend    the only place that knows protocol AND storage
 //!                   |            | '----> client, for exports of other servers
@@ -37,6 +38,7 @@
 //! What would make a shard wait goes elsewhere: questions without an opcode to helper threads (`rt::blocking`), buffered
 //! writes that the file system holds up to writer threads (`rt/writer`); both answer through the shard's ring.
 
+pub mod attach;
 pub mod backend;
 pub mod cli;
 pub mod client;

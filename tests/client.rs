@@ -1,9 +1,9 @@
 //! The client library from outside, as other people's programs use it.
 //!
 //! ```text
-//!   malformed  model  several  reconnect       others  info  copy
-//!        |       |        |       |  |            |      |     |
-//!        '----- script ---'-------'  '---------- program ------'
+//!   malformed  model  several  reconnect       others  info  copy  release
+//!        |       |        |       |  |            |      |     |      |
+//!        '----- script ---'-------'  '---------- program ------'------'
 //!            a server by hand           ringnbd, nbdkit, qemu-nbd, qemu-storage-daemon, nbd-server
 //! ```
 #![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
@@ -23,6 +23,8 @@ mod others;
 mod program;
 #[path = "client/reconnect.rs"]
 mod reconnect;
+#[path = "client/release.rs"]
+mod release;
 #[path = "client/script.rs"]
 mod script;
 #[path = "client/several.rs"]

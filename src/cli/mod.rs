@@ -10,6 +10,7 @@
 //!        |-> copy                   a whole disk from one place to another
 //!        |     '-------> progress   a bar, or lines for programs
 //!        |-> info                   what a server exports, what can be done with it, where the data is
+//!        |-> attach, detach         an export as a block device, by the kernel's NBD client
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
@@ -17,10 +18,12 @@
 //! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
 //! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
 
+mod attach;
 mod bench;
 mod completions;
 mod copy;
 mod descriptors;
+mod detach;
 mod info;
 mod log;
 mod man;
@@ -63,6 +66,8 @@ enum Words {
     Bench(Box<bench::Bench>),
     Info(info::Info),
     Copy(Box<copy::Copy>),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -75,6 +80,8 @@ pub fn main() -> ExitCode {
         Words::Bench(bench) => bench.run(),
         Words::Info(info) => info.run(),
         Words::Copy(copy) => copy.run(),
+        Words::Attach(attach) => attach.run(),
+        Words::Detach(detach) => detach.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),

@@ -19,8 +19,8 @@
 //! | `bounds`, `extents` | block sizes and block status, without I/O |
 //! | `commands`, `status` | every command |
 //!
-//! May be imported by `load`, `copy`, `backend`, `cli`; imports `net`, `proto`, `rt`, `sys`. `load` stands on [`Connection`] and
-//! [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request, and it measures
+//! May be imported by `load`, `copy`, `attach`, `backend`, `cli`; imports `net`, `proto`, `rt`, `sys`. `load` stands on
+//! [`Connection`] and [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request, and it measures
 //! servers with as little of a client as will do.
 //!
 //! A client lives on the thread whose ring it was opened on. Clone it into as many tasks as there is to do at a time:
@@ -100,6 +100,7 @@ pub use connection::{Connection, survey};
 pub use error::{ConnectError, Error};
 pub use extents::{Extent, Status};
 pub use options::{BelowMinimum, Options};
+pub(crate) use reconnect::changed;
 pub use session::Session;
 pub use uri::{Address, Uri, UriError};
 

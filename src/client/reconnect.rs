@@ -249,7 +249,7 @@ pub(super) async fn connect(uri: &Uri, options: &Options) -> Result<Connection, 
 
 /// What an export no longer is or has, in words. Requests were made on the strength of what was agreed on at first, so
 /// more is fine and less is not.
-pub(super) fn changed(before: &Link, now: &Link) -> Option<String> {
+pub(crate) fn changed(before: &Link, now: &Link) -> Option<String> {
     if before.size != now.size {
         return Some(format!("it had {} bytes and now has {}", before.size, now.size));
     }
