@@ -1,9 +1,9 @@
 //! The client library from outside, as other people's programs use it.
 //!
 //! ```text
-//!   malformed  model  several  reconnect       others  info  copy  release
-//!        |       |        |       |  |            |      |     |      |
-//!        '----- script ---'-------'  '---------- program ------'------'
+//!   malformed  model  several  reconnect       others  info  copy  release  upstream
+//!        |       |        |       |  |            |      |     |      |       |
+//!        '----- script ---'-------'  '---------- program ------'------'-------'
 //!            a server by hand           ringnbd, nbdkit, qemu-nbd, qemu-storage-daemon, nbd-server
 //! ```
 #![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
@@ -29,5 +29,7 @@ mod release;
 mod script;
 #[path = "client/several.rs"]
 mod several;
+#[path = "client/upstream.rs"]
+mod upstream;
 #[path = "outside/wait.rs"]
 mod wait;

@@ -185,7 +185,7 @@ impl Nbd {
             return Ok((client, None));
         }
         let end = start.saturating_add(length);
-        let is_whole = start % block == 0 && (end % block == 0 || end == client.size());
+        let is_whole = start.is_multiple_of(block) && (end.is_multiple_of(block) || end == client.size());
         let hold = if is_whole { Hold::Shared } else { Hold::Alone };
         let blocks = start / block * block..end.checked_next_multiple_of(block).unwrap_or(end);
         let held = self.upstream.ranges.hold(blocks, hold).await?;

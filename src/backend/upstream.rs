@@ -134,13 +134,14 @@ impl Upstream {
 }
 
 fn client_options(upstream: &UpstreamOptions) -> Options {
-    let mut options = Options::default();
-    options.connections = upstream.connections;
-    options.reconnect_delay = upstream.reconnect_delay;
-    options.open_timeout = upstream.open_timeout;
-    options.request_timeout = upstream.request_timeout;
-    options.unwanted_contexts = own_context().map(str::to_owned).into_iter().collect();
-    options
+    Options {
+        connections: upstream.connections,
+        reconnect_delay: upstream.reconnect_delay,
+        open_timeout: upstream.open_timeout,
+        request_timeout: upstream.request_timeout,
+        unwanted_contexts: own_context().map(str::to_owned).into_iter().collect(),
+        ..Options::default()
+    }
 }
 
 struct Looked {

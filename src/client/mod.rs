@@ -20,8 +20,8 @@
 //! | `commands`, `status` | every command |
 //!
 //! May be imported by `load`, `copy`, `attach`, `backend`, `cli`; imports `net`, `proto`, `rt`, `sys`. `load` stands on
-//! [`Connection`] and [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request, and it measures
-//! servers with as little of a client as will do.
+//! [`Connection`] and [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request,
+//! and it measures servers with as little of a client as will do.
 //!
 //! A client lives on the thread whose ring it was opened on. Clone it into as many tasks as there is to do at a time:
 //! requests are pipelined, answers come in any order, buffers are handed in and come back.
@@ -170,7 +170,7 @@ impl Client {
     /// [`ConnectError::Changed`] where it does; else as [`Client::open`].
     pub async fn open_again(uri: &Uri, options: Options, before: &Link) -> Result<Self, ConnectError> {
         let first = Box::pin(open_first(uri, &options)).await?;
-        if let Some(what) = reconnect::changed(before, &first.link) {
+        if let Some(what) = changed(before, &first.link) {
             first.leave().await;
             return Err(ConnectError::Changed { address: uri.address.to_string(), what });
         }
