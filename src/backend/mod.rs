@@ -57,6 +57,7 @@ pub use self::media::{Can, Media, Traits};
 pub use self::nbd::{Nbd, Runs};
 pub use self::null::Null;
 pub use self::open::OpenError;
+pub(crate) use self::spec::split_commas;
 pub use self::spec::{
     ExportOptions, ExportSpec, SIZE_MAX, STRING_LENGTH_MAX, Source, SpecError, check_names, parse_size,
 };

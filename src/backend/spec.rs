@@ -420,7 +420,7 @@ fn split_name(text: &str) -> (&str, &str) {
 }
 
 /// Splits at single commas; `,,` becomes a comma of the part it stands in.
-fn split_commas(text: &str) -> Vec<String> {
+pub(crate) fn split_commas(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -1,7 +1,8 @@
 //! The command line: one file per subcommand; around `serve`, one file for each thing it holds.
 //!
 //! ```text
-//!   main --> serve ----> start      options into a running server, its sockets and its pid file
+//!   main --> serve ----> access     --allow and --deny into one list of rules
+//!        |     |-------> start      options into a running server, its sockets and its pid file
 //!        |     |           '------> descriptors   room for as many as the connections need
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
 //!        |                 |------> report   the table, .hgrm files and the interval log
@@ -18,6 +19,7 @@
 //! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
 //! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
 
+mod access;
 mod attach;
 mod bench;
 mod completions;

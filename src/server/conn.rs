@@ -16,6 +16,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::export::Export;
+use super::peer::Address;
 use super::shard::ShardState;
 use super::transport::Way;
 use crate::metrics::{CommandKind, Counter, Sample};
@@ -40,8 +41,8 @@ pub(super) struct Connection {
 /// What the shard knows of a connection, handshake included: enough to end it.
 pub(super) struct Link {
     pub(super) socket: Rc<Socket>,
-    /// How the log calls it.
-    pub(super) peer: String,
+    /// Where it comes from; so the log calls it.
+    pub(super) peer: Address,
     /// How payload that the page cache holds gets into the socket.
     pub(super) way: Way,
     /// Whether large sends are tried without a copy: until the kernel says that it made one.
