@@ -6,9 +6,11 @@
 //! ```text
 //!   cli                                   parses words, starts things, prints
 //!    |-- load ---> client                 makes traffic, reports it
+//!    |-- copy ---> client, rt             moves a whole disk from one place to another
+//!    |-- attach -> client, rt             hands connections to the kernel's NBD client
 //!    |-- client -> net, proto
 //!    '-- server -> net, proto, backend    the only place that knows protocol AND storage
-//!                   |            |
+//!                   |            | '----> client, for exports of other servers
 //!                   '---> rt <---'        one ring, one executor, one shard; no NBD in it
 //!
 //!   proto    sans-io NBD      metrics  counters, histograms      sys  wrappers of system calls
@@ -36,9 +38,11 @@
 //! What would make a shard wait goes elsewhere: questions without an opcode to helper threads (`rt::blocking`), buffered
 //! writes that the file system holds up to writer threads (`rt/writer`); both answer through the shard's ring.
 
+pub mod attach;
 pub mod backend;
 pub mod cli;
 pub mod client;
+pub mod copy;
 pub mod load;
 pub mod metrics;
 pub mod net;

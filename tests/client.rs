@@ -1,14 +1,16 @@
 //! The client library from outside, as other people's programs use it.
 //!
 //! ```text
-//!   malformed  model  several  reconnect       others  info
-//!        |       |        |       |  |            |      |
-//!        '----- script ---'-------'  '---------- program
+//!   malformed  model  several  reconnect       others  info  copy  release  upstream
+//!        |       |        |       |  |            |      |     |      |       |
+//!        '----- script ---'-------'  '---------- program ------'------'-------'
 //!            a server by hand           ringnbd, nbdkit, qemu-nbd, qemu-storage-daemon, nbd-server
 //! ```
 #![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
 #![allow(clippy::unwrap_used)] // a panic is how a test speaks
 
+#[path = "client/copy.rs"]
+mod copy;
 #[path = "client/info.rs"]
 mod info;
 #[path = "client/malformed.rs"]
@@ -21,9 +23,13 @@ mod others;
 mod program;
 #[path = "client/reconnect.rs"]
 mod reconnect;
+#[path = "client/release.rs"]
+mod release;
 #[path = "client/script.rs"]
 mod script;
 #[path = "client/several.rs"]
 mod several;
+#[path = "client/upstream.rs"]
+mod upstream;
 #[path = "outside/wait.rs"]
 mod wait;

@@ -105,6 +105,10 @@ impl Faulty {
         }
     }
 
+    pub(super) async fn close(&self) {
+        self.inner.close().await;
+    }
+
     pub(super) fn known_data(&self, offset: u64, length: u64) -> bool {
         self.inner.known_data(offset, length)
     }

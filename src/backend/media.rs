@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::{Backend, Direct, ExportSpec, Faulty, File, Null, OpenError};
+use super::upstream::Upstream;
+use super::{Backend, Direct, ExportSpec, Faulty, File, Nbd, Null, OpenError};
 
 /// What an export can do and how it wants to be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Can {
     pub cache: bool,
     /// [`Backend::extents`] can tell holes from data.
     pub extents: bool,
+    /// A flush on any shard covers what has been written on all.
+    pub multi_conn: bool,
 }
 
 /// An open export. Dropping the last reference closes it and gives up its lock.
@@ -61,6 +64,7 @@ pub struct Media {
 pub(super) enum Store {
     Null,
     Disk(Arc<Disk>),
+    Nbd(Arc<Upstream>),
     Faulty { seed: u64, inner: Box<Self> },
 }
 
@@ -81,6 +85,14 @@ impl Media {
         &self.traits
     }
 
+    /// Names of its own meta contexts, by number: what another server has. `None` for those that every export has.
+    pub fn contexts(&self) -> Option<&[String]> {
+        match &self.store {
+            Store::Nbd(upstream) => Some(upstream.contexts()),
+            Store::Null | Store::Disk(_) | Store::Faulty { .. } => None,
+        }
+    }
+
     /// Takes the export into use on the calling shard.
     ///
     /// # Errors
@@ -98,6 +110,7 @@ impl Store {
                 Backend::Direct(Box::new(Direct::attach(Arc::clone(disk))?))
             }
             Self::Disk(disk) => Backend::File(File::attach(Arc::clone(disk))?),
+            Self::Nbd(upstream) => Backend::Nbd(Box::new(Nbd::attach(Arc::clone(upstream)))),
             Self::Faulty { seed, inner } => Backend::Faulty(Box::new(Faulty::new(*seed, inner.attach()?))),
         })
     }

@@ -11,6 +11,7 @@
 //!   Backend --+-- Null                                                          null
 //!             +-- File     regular files, block devices, memory (a memfd)       file  discard  extents
 //!             +-- Direct   the same past the page cache: edges, order, tail     align  ranges
+//!             +-- Nbd      another server's export                           nbd  upstream
 //!             '-- Faulty   any of these, failing now and then for tests         faulty
 //! ```
 //!
@@ -18,7 +19,7 @@
 //! what a client asked. Nothing here knows the protocol. Futures run on the shard that attached; what the kernel can only
 //! do by blocking goes to the helper pool. A [`Failure`] ends one request and nothing else.
 //!
-//! May be imported by `server` and `cli`; imports `rt`, `sys`.
+//! May be imported by `server` and `cli`; imports `client`, `rt`, `sys`.
 
 mod align;
 mod claim;
@@ -30,10 +31,12 @@ mod faulty;
 mod file;
 mod known;
 mod media;
+mod nbd;
 mod null;
 mod open;
 mod ranges;
 mod spec;
+mod upstream;
 
 /// What `benches/extents.rs` measures; not for others.
 #[doc(hidden)]
@@ -51,11 +54,14 @@ pub use self::align::Direct;
 pub use self::faulty::Faulty;
 pub use self::file::File;
 pub use self::media::{Can, Media, Traits};
+pub use self::nbd::{Nbd, Runs};
 pub use self::null::Null;
 pub use self::open::OpenError;
+pub(crate) use self::spec::split_commas;
 pub use self::spec::{
     ExportOptions, ExportSpec, SIZE_MAX, STRING_LENGTH_MAX, Source, SpecError, check_names, parse_size,
 };
+pub use self::upstream::UpstreamOptions;
 use crate::rt::{Buffer, Cached};
 
 /// One export on one shard.
@@ -66,6 +72,8 @@ pub enum Backend {
     File(File),
     /// A file or block device past the page cache.
     Direct(Box<Direct>),
+    /// Another server's export.
+    Nbd(Box<Nbd>),
     /// Another backend, with faults from a seed.
     Faulty(Box<Faulty>),
 }
@@ -130,6 +138,7 @@ impl Backend {
             Self::Null(null) => (Ok(()), null.read(buffer)),
             Self::File(file) => file.read(buffer, offset).await,
             Self::Direct(direct) => direct.read(buffer, offset).await,
+            Self::Nbd(nbd) => Box::pin(nbd.read(buffer, offset)).await,
             Self::Faulty(faulty) => faulty.read(buffer, offset).await,
         }
     }
@@ -141,6 +150,7 @@ impl Backend {
             Self::Null(_) => (Ok(()), buffer),
             Self::File(file) => file.write(buffer, offset, fua).await,
             Self::Direct(direct) => direct.write(buffer, offset, fua).await,
+            Self::Nbd(nbd) => Box::pin(nbd.write(buffer, offset, fua)).await,
             Self::Faulty(faulty) => faulty.write(buffer, offset, fua).await,
         }
     }
@@ -152,6 +162,7 @@ impl Backend {
             Self::Null(_) => Ok(()),
             Self::File(file) => file.flush().await,
             Self::Direct(direct) => direct.flush().await,
+            Self::Nbd(nbd) => Box::pin(nbd.flush()).await,
             Self::Faulty(faulty) => faulty.flush().await,
         }
     }
@@ -162,6 +173,7 @@ impl Backend {
             Self::Null(_) => Ok(()),
             Self::File(file) => file.trim(offset, length, fua).await,
             Self::Direct(direct) => direct.trim(offset, length, fua).await,
+            Self::Nbd(nbd) => Box::pin(nbd.trim(offset, length, fua)).await,
             Self::Faulty(faulty) => faulty.trim(offset, length, fua).await,
         }
     }
@@ -172,6 +184,7 @@ impl Backend {
             Self::Null(_) => Ok(()),
             Self::File(file) => file.zero(offset, length, how, fua).await,
             Self::Direct(direct) => direct.zero(offset, length, how, fua).await,
+            Self::Nbd(nbd) => Box::pin(nbd.zero(offset, length, how, fua)).await,
             Self::Faulty(faulty) => faulty.zero(offset, length, how, fua).await,
         }
     }
@@ -181,6 +194,7 @@ impl Backend {
         match self {
             Self::Null(_) | Self::Direct(_) => Ok(()),
             Self::File(file) => file.cache(offset, length).await,
+            Self::Nbd(nbd) => Box::pin(nbd.cache(offset, length)).await,
             Self::Faulty(faulty) => faulty.cache(offset, length).await,
         }
     }
@@ -192,6 +206,7 @@ impl Backend {
             Self::Null(null) => Ok(null.extents(length)),
             Self::File(file) => file.extents(offset, length, extents_max).await,
             Self::Direct(direct) => direct.extents(offset, length, extents_max).await,
+            Self::Nbd(nbd) => Box::pin(nbd.extents(offset, length, extents_max)).await,
             Self::Faulty(faulty) => faulty.extents(offset, length, extents_max).await,
         }
     }
@@ -200,7 +215,7 @@ impl Backend {
     pub fn cached(&self, offset: u64, length: usize) -> Option<Cached> {
         match self {
             Self::File(file) => file.cached(offset, length),
-            Self::Null(_) | Self::Direct(_) | Self::Faulty(_) => None,
+            Self::Null(_) | Self::Direct(_) | Self::Nbd(_) | Self::Faulty(_) => None,
         }
     }
 
@@ -209,9 +224,19 @@ impl Backend {
     pub fn known_data(&self, offset: u64, length: u64) -> bool {
         match self {
             Self::Null(_) => true, // it is there to measure reads that carry data
+            Self::Nbd(_) => true,  // the other server tells of holes when it is read
             Self::File(file) => file.known_data(offset, length),
             Self::Direct(direct) => direct.known_data(offset, length),
             Self::Faulty(faulty) => faulty.known_data(offset, length),
+        }
+    }
+
+    /// Gives up what it has open elsewhere; later requests may fail.
+    pub async fn close(&self) {
+        match self {
+            Self::Nbd(nbd) => nbd.close().await,
+            Self::Faulty(faulty) => Box::pin(faulty.close()).await,
+            Self::Null(_) | Self::File(_) | Self::Direct(_) => {}
         }
     }
 }

@@ -19,8 +19,11 @@ use super::disk::{DirectAccess, Disk, Kind};
 use super::known::KnownData;
 use super::media::Store;
 use super::ranges::Ranges;
-use super::spec::BACKENDS;
+use super::spec::{BACKENDS, SIZE_MAX};
+use super::upstream::Upstream;
 use super::{Can, ExportOptions, ExportSpec, Source, Traits};
+use crate::client::ConnectError;
+use crate::rt::caps::Unsupported;
 use crate::rt::{self, Writes};
 use crate::sys::ioctl;
 use crate::sys::lock::{self, Holder};
@@ -71,12 +74,32 @@ pub enum OpenError {
     StrictTail { path: PathBuf, whole: u64, align: u64 },
     #[error("cannot {action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot open {uri}: {cause}{}", upstream_hint(.cause))]
+    Upstream { uri: String, cause: ConnectError },
+    #[error("{uri} has {whole} bytes: what has from 1 to {SIZE_MAX} can be served")]
+    UpstreamSize { uri: String, whole: u64 },
+    #[error("cannot look at {uri}: the thread that did has died")]
+    Looking { uri: String },
+    #[error(transparent)]
+    Ring { cause: Unsupported },
     #[error("cannot set aside {size} bytes of memory: {source}")]
     Memory { size: u64, source: io::Error },
 }
 
 fn who(holder: Option<&Holder>) -> String {
     holder.map_or_else(|| "another program".to_owned(), Holder::to_string)
+}
+
+fn upstream_hint(cause: &ConnectError) -> &'static str {
+    match cause {
+        ConnectError::Unwanted { .. } => {
+            ", which is this server's own mark: requests would go round for ever; serve something else there or here"
+        }
+        cause if cause.may_pass() => {
+            "; is the server there running? open-timeout=SECONDS waits for one that is still starting"
+        }
+        _ => "",
+    }
 }
 
 type Opened = (u64, Traits, Store);
@@ -101,8 +124,13 @@ fn open_source(source: &Source, spec: &ExportSpec) -> Result<Opened, OpenError> 
                 fast_zero: true,
                 cache: false,
                 extents: true,
+                multi_conn: true,
             };
             Ok((*size, traits(options, can, 1, false), Store::Null))
+        }
+        Source::Nbd(uri) => {
+            let (size, traits, upstream) = Upstream::open(uri, options)?;
+            Ok((size, traits, Store::Nbd(Arc::new(upstream))))
         }
         Source::Faulty { seed, inner } => {
             let (size, traits, inner) = open_source(inner, spec)?;
@@ -129,8 +157,16 @@ fn open_memory(size: u64, options: &ExportOptions) -> Result<Opened, OpenError> 
     let failed = |errno: Errno| OpenError::Memory { size, source: errno.into() };
     let fd = rustix::fs::memfd_create("ringnbd", MemfdFlags::CLOEXEC).map_err(failed)?;
     rustix::fs::ftruncate(&fd, size).map_err(failed)?;
-    let can =
-        Can { flush: true, fua: true, trim: true, zero: true, fast_zero: true, cache: false, extents: true };
+    let can = Can {
+        flush: true,
+        fua: true,
+        trim: true,
+        zero: true,
+        fast_zero: true,
+        cache: false,
+        extents: true,
+        multi_conn: true,
+    };
     let found = Found { kind: Kind::Memory, whole: size, block: 1, window: 0..size };
     let disk = found.disk(fd, None, None, "memory".to_owned(), options);
     Ok((size, traits(options, can, 1, false), Store::Disk(Arc::new(disk))))
@@ -236,6 +272,7 @@ fn open_path(path: &Path, wanted: &'static str, spec: &ExportSpec) -> Result<Ope
         fast_zero: !options.readonly && if is_block { queue.zeroes() } else { punches },
         cache: !options.direct,
         extents: !is_block,
+        multi_conn: true,
     };
     let align = direct.as_ref().map_or(found.block, |direct| direct.align);
     // A window that begins or ends inside a block is served exactly, so the block is not a minimum.

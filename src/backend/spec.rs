@@ -17,9 +17,12 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use thiserror::Error;
 
+use super::upstream::UpstreamOptions;
+use crate::client::{Uri, UriError};
 use crate::rt::Writes;
 
 /// Longest name or description, in bytes: the protocol's limit on a string (proto.md, "String values").
@@ -52,6 +55,8 @@ pub enum Source {
     Memory(u64),
     /// `null:SIZE`, reads zeroes and forgets writes.
     Null(u64),
+    /// `nbd://HOST/EXPORT` or any other NBD URI, an export of another server.
+    Nbd(Uri),
     /// `faulty:SEED:BACKEND`, fails some requests of another backend, repeatably: for testing clients.
     Faulty {
         /// Where the run of faults starts; the same requests in the same order meet the same faults.
@@ -88,6 +93,8 @@ pub struct ExportOptions {
     pub hidden: bool,
     /// Say what the device is, `rotational=on|off`; asked of the kernel if `None`.
     pub rotational: Option<bool>,
+    /// How to talk to the server behind an NBD URI.
+    pub upstream: UpstreamOptions,
 }
 
 impl Default for ExportOptions {
@@ -105,6 +112,7 @@ impl Default for ExportOptions {
             writes: None,
             hidden: false,
             rotational: None,
+            upstream: UpstreamOptions::default(),
         }
     }
 }
@@ -115,8 +123,10 @@ impl Default for ExportOptions {
 pub enum SpecError {
     #[error("`{word}` names no file or backend: write a path, or {BACKENDS}")]
     Empty { word: String },
-    #[error("`{word}`: URIs cannot be served by this version: write a path, or {BACKENDS}")]
+    #[error("`{word}`: only NBD URIs can be served: write {BACKENDS}, or a path")]
     Uri { word: String },
+    #[error("{0}")]
+    Nbd(UriError),
     #[error("the export name `{}...` has {} bytes; at most {STRING_LENGTH_MAX} fit the protocol", head(.name), .name.len())]
     NameLong { name: String },
     #[error("the export name {name:?} contains a NUL, which the protocol forbids")]
@@ -145,8 +155,10 @@ pub enum SpecError {
     OptionSwitch { key: String, value: String },
     #[error("option `writes` cannot be `{value}`: write auto, ring, thread, inline or adaptive")]
     OptionWrites { value: String },
-    #[error("option `{key}` makes no sense for `{backend}`, which has no file or device behind it")]
-    OptionUseless { key: &'static str, backend: &'static str },
+    #[error("option `{key}` makes no sense for `{backend}`, which has no {lacks} behind it")]
+    OptionUseless { key: &'static str, backend: &'static str, lacks: &'static str },
+    #[error("option `{key}` cannot be `{value}`: write a whole number{hint}")]
+    OptionNumber { key: String, value: String, hint: &'static str },
     #[error("two exports are called `{name}`: give each its own name, as in other=disk.img")]
     NameTwice { name: String },
     #[error(
@@ -157,8 +169,11 @@ pub enum SpecError {
     PollWithoutDirect,
 }
 
-pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE or faulty:SEED:BACKEND";
-const OPTIONS: &str = "offset, size, readonly, description, direct, iopoll, strict, lock, writethrough, writes, hidden, rotational";
+pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE, faulty:SEED:BACKEND, nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH";
+const OPTIONS: &str = "offset, size, readonly, description, direct, iopoll, strict, lock, writethrough, writes, hidden, rotational, connections, reconnect-delay, open-timeout, request-timeout";
+/// More connections to one server than any has use for.
+const CONNECTIONS_MAX: u64 = 64;
+const SECONDS_MAX: u64 = 1_000_000_000;
 
 impl ExportSpec {
     /// Reads one word of the command line.
@@ -222,6 +237,9 @@ impl Source {
     fn parse(text: &str) -> Result<Self, SpecError> {
         let word = || text.to_owned();
         match text.split_once(':') {
+            Some((scheme, _)) if scheme == "nbd" || scheme.starts_with("nbd+") || is_tls(scheme) => {
+                Uri::parse(text).map(Self::Nbd).map_err(SpecError::Nbd)
+            }
             Some((scheme, rest)) if rest.starts_with("//") && is_scheme(scheme) => {
                 Err(SpecError::Uri { word: word() })
             }
@@ -250,25 +268,38 @@ impl Source {
         }
     }
 
+    /// The other server's export, if it is one.
+    pub fn upstream(&self) -> Option<&Uri> {
+        match self {
+            Self::Nbd(uri) => Some(uri),
+            Self::Faulty { inner, .. } => inner.upstream(),
+            _ => None,
+        }
+    }
+
     /// Options about a file are a mistake where there is none.
     fn check(&self, options: &ExportOptions) -> Result<(), SpecError> {
         if options.iopoll && !options.direct {
             return Err(SpecError::PollWithoutDirect);
         }
-        let backend = match self {
-            Self::Path(_) | Self::File(_) | Self::Block(_) => return Ok(()),
+        let (backend, has_file, has_window) = match self {
+            Self::Path(_) | Self::File(_) => ("file", true, true),
+            Self::Block(_) => ("block", true, true),
             Self::Faulty { inner, .. } => return inner.check(options),
-            Self::Memory(_) => "memory",
-            Self::Null(_) => "null",
+            Self::Memory(_) => ("memory", false, false),
+            Self::Null(_) => ("null", false, false),
+            Self::Nbd(_) => ("nbd", false, true),
         };
-        let key = match options {
-            ExportOptions { direct: true, .. } => "direct",
-            ExportOptions { writes: Some(_), .. } => "writes",
-            ExportOptions { size: Some(_), .. } => "size",
-            ExportOptions { offset: 1.., .. } => "offset",
-            _ => return Ok(()),
-        };
-        Err(SpecError::OptionUseless { key, backend })
+        let useless = |key, lacks| Err(SpecError::OptionUseless { key, backend, lacks });
+        const FILE: &str = "file or device";
+        match options {
+            ExportOptions { direct: true, .. } if !has_file => useless("direct", FILE),
+            ExportOptions { writes: Some(_), .. } if !has_file => useless("writes", FILE),
+            ExportOptions { size: Some(_), .. } if !has_window => useless("size", FILE),
+            ExportOptions { offset: 1.., .. } if !has_window => useless("offset", FILE),
+            _ if matches!(self, Self::Nbd(_)) => Ok(()),
+            _ => options.upstream.first_set().map_or(Ok(()), |key| useless(key, "server")),
+        }
     }
 }
 
@@ -279,6 +310,8 @@ impl ExportOptions {
             "description" => "TEXT",
             "lock" => "off",
             "writes" => "auto",
+            "connections" => "4",
+            "reconnect-delay" | "open-timeout" | "request-timeout" => "30",
             _ if is_option(key) => "on",
             _ => return Err(SpecError::OptionUnknown { key: key.to_owned() }),
         };
@@ -290,6 +323,11 @@ impl ExportOptions {
             "off" => Ok(false),
             _ => Err(SpecError::OptionSwitch { key: key.to_owned(), value: value.to_owned() }),
         };
+        let number = |most: u64, hint| match value.parse() {
+            Ok(number) if number <= most => Ok(number),
+            _ => Err(SpecError::OptionNumber { key: key.to_owned(), value: value.to_owned(), hint }),
+        };
+        let seconds = || number(SECONDS_MAX, " of seconds, at most 31 years").map(Duration::from_secs);
         match key {
             "offset" => self.offset = parse_size(value)?,
             "size" => match parse_size(value)? {
@@ -320,6 +358,21 @@ impl ExportOptions {
                 }
             }
             "hidden" => self.hidden = switch()?,
+            "connections" => match usize::try_from(number(CONNECTIONS_MAX, " from 1 to 64")?) {
+                Ok(count @ 1..) => self.upstream.connections = count,
+                _ => {
+                    return Err(SpecError::OptionNumber {
+                        key: key.to_owned(),
+                        value: value.to_owned(),
+                        hint: " from 1 to 64",
+                    });
+                }
+            },
+            "reconnect-delay" => self.upstream.reconnect_delay = seconds()?,
+            "open-timeout" => self.upstream.open_timeout = seconds()?,
+            "request-timeout" => {
+                self.upstream.request_timeout = Some(seconds()?).filter(|limit| !limit.is_zero());
+            }
             _ => self.rotational = Some(switch()?),
         }
         Ok(())
@@ -355,6 +408,11 @@ fn is_scheme(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
 }
 
+/// `nbds`, `nbds+unix` and the like.
+fn is_tls(scheme: &str) -> bool {
+    scheme == "nbds" || scheme.starts_with("nbds+")
+}
+
 fn split_name(text: &str) -> (&str, &str) {
     let Some((before, after)) = text.split_once('=') else { return ("", text) };
     let ends_in_option = split_commas(before).iter().skip(1).last().is_some_and(|key| is_option(key));
@@ -362,7 +420,7 @@ fn split_name(text: &str) -> (&str, &str) {
 }
 
 /// Splits at single commas; `,,` becomes a comma of the part it stands in.
-fn split_commas(text: &str) -> Vec<String> {
+pub(crate) fn split_commas(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

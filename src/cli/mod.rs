@@ -1,13 +1,17 @@
 //! The command line: one file per subcommand; around `serve`, one file for each thing it holds.
 //!
 //! ```text
-//!   main --> serve ----> start      options into a running server, its sockets and its pid file
+//!   main --> serve ----> access     --allow and --deny into one list of rules
+//!        |     |-------> start      options into a running server, its sockets and its pid file
 //!        |     |           '------> descriptors   room for as many as the connections need
 //!        |     '-------> watch      signals, the --run child, the server's end; what follows from each
 //!        |                 |------> report   the table, .hgrm files and the interval log
 //!        |                 '------> stats_socket   histograms for those who ask
 //!        |-> bench                  load on a server, latency by percentile
+//!        |-> copy                   a whole disk from one place to another
+//!        |     '-------> progress   a bar, or lines for programs
 //!        |-> info                   what a server exports, what can be done with it, where the data is
+//!        |-> attach, detach         an export as a block device, by the kernel's NBD client
 //!        |-> plot                   .hgrm files into a picture
 //!        |-> completions, man       this command line, for shells and for man(1)
 //! ```
@@ -15,9 +19,13 @@
 //! Exit codes: 0 all well; 1 the operator erred or the system refused, printed once with what, where and
 //! what to do; 2 the words make no sense (clap's); with `serve --run`, the command's own.
 
+mod access;
+mod attach;
 mod bench;
 mod completions;
+mod copy;
 mod descriptors;
+mod detach;
 mod info;
 mod log;
 mod man;
@@ -46,7 +54,8 @@ use clap::{Parser, Subcommand};
 Examples:
   ringnbd serve disk.img                    serve a file on tcp:127.0.0.1:10809
   ringnbd serve --help                      all about exports and options
-  ringnbd info --list nbd://127.0.0.1       ask what is served there"
+  ringnbd info --list nbd://127.0.0.1       ask what is served there
+  ringnbd copy nbd://127.0.0.1 disk.img     fetch it"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -58,6 +67,9 @@ enum Words {
     Serve(Box<serve::Serve>),
     Bench(Box<bench::Bench>),
     Info(info::Info),
+    Copy(Box<copy::Copy>),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
     Plot(plot::Plot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -69,6 +81,9 @@ pub fn main() -> ExitCode {
         Words::Serve(serve) => serve.run(),
         Words::Bench(bench) => bench.run(),
         Words::Info(info) => info.run(),
+        Words::Copy(copy) => copy.run(),
+        Words::Attach(attach) => attach.run(),
+        Words::Detach(detach) => detach.run(),
         Words::Plot(plot) => plot.run(),
         Words::Completions(completions) => completions.run(),
         Words::Man(man) => man.run(),

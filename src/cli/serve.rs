@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
+use super::access::{Access, RULES};
 use super::value::{AutoOff, AutoOr, When, ZeroCopy};
 use super::{log, report::Report, start, value, watch};
 use crate::backend::ExportSpec;
@@ -54,11 +55,12 @@ Examples:
   ringnbd serve a=disk1.img b=block:/dev/loop0 memory:1G
   ringnbd serve -l unix:/run/nbd.sock -r disk.img,direct=on
   ringnbd serve -l 127.0.0.1:0 memory:1G --run 'nbdinfo \"$uri\"'
+  ringnbd serve a=1.img b=2.img --deny ip=10.0.9.0/24 --allow export=a --allow right=read
   ringnbd serve disk.img --hdr-log latency.hlog --hgrm latency --stats";
 
 /// Serve files, block devices or memory to NBD clients
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXPORTS}\n{EXAMPLES}"))]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXPORTS}\n{RULES}\n{EXAMPLES}"))]
 pub(super) struct Serve {
     /// What to serve; several exports need different names (all about them: --help)
     #[arg(required = true, value_name = "[NAME=]BACKEND[,key=value...]", value_parser = ExportSpec::parse)]
@@ -82,6 +84,9 @@ pub(super) struct Serve {
     /// Greet with the oldstyle handshake, for clients from before 2011; needs exactly one export
     #[arg(long, help_heading = "Protocol")]
     pub(super) oldstyle: bool,
+
+    #[command(flatten)]
+    pub(super) access: Access,
 
     /// Threads that serve, each with a ring of its own; auto is one for each processor allowed
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = value::auto_or_count, help_heading = "Limits")]

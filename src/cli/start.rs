@@ -50,6 +50,7 @@ pub(super) fn start(
         busy_poll: serve.busy_poll,
         sending: Sending { zero_copy: serve.zero_copy.into(), send_zc: serve.send_zc == AutoOff::Auto },
         oldstyle: serve.oldstyle,
+        rules: serve.access.rules,
         limits: Limits {
             connections_max: serve.max_connections,
             window: serve.window,

@@ -63,6 +63,18 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Gives the socket up to somebody else who speaks NBD from here on: the kernel, for one. Nothing receives on it any
+    /// more.
+    ///
+    /// # Errors
+    /// The errno of `recv(2)`; `InvalidData` if the server has sent what nobody asked for.
+    pub async fn release(mut self) -> io::Result<(Link, OwnedFd)> {
+        if self.inbox.stop().await? > 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok((self.link, self.socket.fd().try_clone()?))
+    }
+
     /// Says goodbye; a server that is gone already needs none. What was agreed on stays known.
     pub async fn leave(self) -> Link {
         let (command, flags) = (Command::DISC, CommandFlags::NONE);

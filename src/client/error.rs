@@ -45,6 +45,22 @@ pub enum ConnectError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// The export has a meta context that it must not have.
+    #[error("{address}: the export has the meta context {context}, which was not to be there")]
+    Unwanted {
+        /// Where.
+        address: String,
+        /// Its name.
+        context: String,
+    },
+    /// The export is not what it was when it was opened before.
+    #[error("{address}: the export came back different: {what}")]
+    Changed {
+        /// Where.
+        address: String,
+        /// In what.
+        what: String,
+    },
     /// TLS is up to a later version.
     #[error("{address}: TLS is not supported yet")]
     Tls {

@@ -19,9 +19,9 @@
 //! | `bounds`, `extents` | block sizes and block status, without I/O |
 //! | `commands`, `status` | every command |
 //!
-//! May be imported by `load`, `backend`, `cli`; imports `net`, `proto`, `rt`, `sys`. `load` stands on [`Connection`] and
-//! [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request, and it measures
-//! servers with as little of a client as will do.
+//! May be imported by `load`, `copy`, `attach`, `backend`, `cli`; imports `net`, `proto`, `rt`, `sys`. `load` stands on
+//! [`Connection`] and [`Session`] alone: a generator needs neither a task nor a buffer nor a repetition for each request,
+//! and it measures servers with as little of a client as will do.
 //!
 //! A client lives on the thread whose ring it was opened on. Clone it into as many tasks as there is to do at a time:
 //! requests are pipelined, answers come in any order, buffers are handed in and come back.
@@ -100,14 +100,18 @@ pub use connection::{Connection, survey};
 pub use error::{ConnectError, Error};
 pub use extents::{Extent, Status};
 pub use options::{BelowMinimum, Options};
+pub(crate) use reconnect::changed;
 pub use session::Session;
 pub use uri::{Address, Uri, UriError};
 
 pub use crate::net::Inbox;
 pub use crate::proto::reply_decode::ReplyError;
+pub use crate::proto::{
+    AllocationFlags, CommandFlags, Errno, Found, Link, SurveyConfig, TransmissionFlags, Which,
+};
 pub use crate::rt::{Buffer, block_on};
 
-use crate::proto::{BlockSizes, Errno, Link, TransmissionFlags};
+use crate::proto::BlockSizes;
 use crate::rt::sync::{Event, Semaphore};
 use crate::rt::{self, timer};
 use bounds::Bounds;
@@ -156,6 +160,24 @@ impl Client {
     pub async fn open(uri: &Uri, options: Options) -> Result<Self, ConnectError> {
         let first = Box::pin(open_first(uri, &options)).await?;
         let link = first.link.clone();
+        Ok(Self::start(uri, options, link, first))
+    }
+
+    /// Opens an export again, on this thread or with other options: requests are made on the strength of what was agreed
+    /// on `before`, so it must not offer less.
+    ///
+    /// # Errors
+    /// [`ConnectError::Changed`] where it does; else as [`Client::open`].
+    pub async fn open_again(uri: &Uri, options: Options, before: &Link) -> Result<Self, ConnectError> {
+        let first = Box::pin(open_first(uri, &options)).await?;
+        if let Some(what) = changed(before, &first.link) {
+            first.leave().await;
+            return Err(ConnectError::Changed { address: uri.address.to_string(), what });
+        }
+        Ok(Self::start(uri, options, before.clone(), first))
+    }
+
+    fn start(uri: &Uri, options: Options, link: Link, first: Connection) -> Self {
         let several = link.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
         let count = if several { options.connections.max(1) } else { 1 };
         let contexts = link.contexts.iter().map(|(_, name)| name.clone()).collect();
@@ -165,7 +187,7 @@ impl Client {
         // The others connect meanwhile; a server that does not let them is still served by the first.
         lanes.extend((1..count).map(|_| Lane::start(&common, None)));
         let inner = Inner { common, lanes, bounds, contexts, widening: Semaphore::new(1) };
-        Ok(Self { inner: Rc::new(inner) })
+        Self { inner: Rc::new(inner) }
     }
 
     /// Bytes of the export.
@@ -181,6 +203,11 @@ impl Client {
     /// Block sizes, where the server told none those that the protocol says to assume.
     pub fn block_sizes(&self) -> BlockSizes {
         self.link().block.unwrap_or_default()
+    }
+
+    /// Requests are made of blocks of this many bytes, a power of two; others cost reading what they leave of a block.
+    pub fn minimum_block(&self) -> u64 {
+        self.bounds().minimum
     }
 
     /// Whether the server offers all of `flags`.

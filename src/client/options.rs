@@ -18,6 +18,9 @@ pub struct Options {
     pub structured: bool,
     /// Meta contexts to agree on, by full name. What the server does not have is left out.
     pub contexts: Vec<String>,
+    /// Meta contexts that the export must not have: one that has any of them is refused. So a node that stands in front of
+    /// other servers notices that it stands in front of itself.
+    pub unwanted_contexts: Vec<String>,
     /// How long to go on trying to open while nobody listens or the server is starting; zero is one try.
     pub open_timeout: Duration,
     /// How long requests wait for a lost connection to come back, and are repeated then; zero fails them at once. In
@@ -50,6 +53,7 @@ impl Default for Options {
             extended: true,
             structured: true,
             contexts: vec!["base:allocation".to_owned()],
+            unwanted_contexts: Vec::new(),
             open_timeout: Duration::ZERO,
             reconnect_delay: Duration::ZERO,
             handshake_timeout: Duration::from_secs(30),
@@ -66,7 +70,7 @@ impl Options {
             export: export.to_owned(),
             extended: self.extended,
             structured: self.structured,
-            contexts: self.contexts.clone(),
+            contexts: self.contexts.iter().chain(&self.unwanted_contexts).cloned().collect(),
             ..DialerConfig::default()
         }
     }

@@ -131,6 +131,7 @@ impl Lane {
 
     /// The connection is gone: requests wait for the next one, for as long as they may.
     fn lose(self: &Rc<Self>, cause: String) {
+        tracing::warn!("{}: the connection is lost: {cause}", self.common.address());
         let delay = self.common.options.reconnect_delay;
         let loss = self.losses.get() + 1;
         self.losses.set(loss);
@@ -198,6 +199,9 @@ async fn keep(lane: &Rc<Lane>, first: Option<Connection>) {
             connection.leave().await;
             return;
         }
+        if lane.losses.get() > 0 {
+            tracing::info!("{}: connected again", lane.common.address());
+        }
         let options = &lane.common.options;
         let (pipelined, inbox) = Pipelined::new(connection, &options.contexts, options.window);
         lane.enter(State::Connected(Rc::clone(&pipelined)));
@@ -233,12 +237,19 @@ impl Common {
 /// One attempt to connect to an export.
 pub(super) async fn connect(uri: &Uri, options: &Options) -> Result<Connection, ConnectError> {
     let dialer = options.dialer(&uri.export);
-    Connection::open_within(&uri.address, dialer, options.handshake_timeout, options.keepalive).await
+    let connection =
+        Connection::open_within(&uri.address, dialer, options.handshake_timeout, options.keepalive).await?;
+    let has = |name: &&String| connection.link.contexts.iter().any(|(_, own)| own == *name);
+    if let Some(context) = options.unwanted_contexts.iter().find(has).cloned() {
+        connection.leave().await;
+        return Err(ConnectError::Unwanted { address: uri.address.to_string(), context });
+    }
+    Ok(connection)
 }
 
 /// What an export no longer is or has, in words. Requests were made on the strength of what was agreed on at first, so
 /// more is fine and less is not.
-fn changed(before: &Link, now: &Link) -> Option<String> {
+pub(crate) fn changed(before: &Link, now: &Link) -> Option<String> {
     if before.size != now.size {
         return Some(format!("it had {} bytes and now has {}", before.size, now.size));
     }

@@ -4,11 +4,14 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use crate::net::listen::{Listen, PORT};
+
+/// The context id that means this machine (`VMADDR_CID_LOCAL`, vsock(7)).
+const VSOCK_LOCAL: u32 = 1;
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,30 @@ pub struct UriError {
 }
 
 impl Address {
+    /// Whether a connection to here ends at a socket of this machine that is bound to `bound`, as far as can be told
+    /// without making one. Resolves names.
+    pub fn leads_to(&self, bound: &Listen) -> bool {
+        match (self, bound) {
+            (Self::Unix(path), Listen::Unix(other)) => {
+                path == other || path.canonicalize().is_ok_and(|path| Some(path) == other.canonicalize().ok())
+            }
+            (Self::Vsock { cid, port }, Listen::Vsock { cid: other, port: taken }) => {
+                port == taken && (cid == other || *cid == VSOCK_LOCAL)
+            }
+            (Self::Tcp { host, port }, Listen::Tcp { host: other, port: taken }) if port == taken => {
+                let Ok(other) = other.parse::<IpAddr>() else { return false };
+                let mut found = (host.as_str(), *port).to_socket_addrs().into_iter().flatten();
+                // Only an address of this machine can be bound.
+                let is_ours = |ip| UdpSocket::bind((ip, 0)).is_ok();
+                found.any(|found| {
+                    let ip = found.ip();
+                    ip.to_canonical() == other.to_canonical() || (other.is_unspecified() && is_ours(ip))
+                })
+            }
+            _ => false,
+        }
+    }
+
     /// The URI of an export here.
     pub fn uri(&self, export: &str) -> String {
         let place = match self.clone() {

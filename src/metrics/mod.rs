@@ -93,6 +93,14 @@ indexed! {
         HandshakesTimedOut = "handshakes_timed_out",
         /// Connections closed because the peer broke the protocol.
         ProtocolViolations = "protocol_violations",
+        /// Decisions, one for each export that a connection asked about, that left it nothing. Without rules none is made.
+        AccessDenied = "access_denied",
+        /// Decisions that let the peer know of an export.
+        AccessToList = "access_to_list",
+        /// Decisions that let the peer read an export.
+        AccessToRead = "access_to_read",
+        /// Decisions that let the peer change an export.
+        AccessToWrite = "access_to_write",
         /// Requests refused before they reached storage (their error is counted with the command too).
         RequestsRefused = "requests_refused",
         /// Peers that went away without DISC; fio does so every time.

@@ -148,6 +148,18 @@ impl Inbox {
         Ok(())
     }
 
+    /// Stops receiving, so that the socket can go to somebody else; answers how many bytes were received already.
+    ///
+    /// # Errors
+    /// The errno of `recv(2)`.
+    pub async fn stop(&mut self) -> io::Result<usize> {
+        let mut arrived = Vec::new();
+        self.receiver.disarm(&mut arrived).await?;
+        self.queue.extend(arrived);
+        let waiting: usize = self.queue.iter().map(|received| received.len()).sum();
+        Ok(self.staged.len() - self.staged_at + self.chunk_rest().len() + waiting)
+    }
+
     /// A payload that is small, or a command that has none, ends the expectation of large ones.
     #[inline]
     pub fn expect_small(&mut self) {

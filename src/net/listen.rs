@@ -363,7 +363,8 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 /// Whether the process that called listen(2) is gone. Its ring still holds the socket then, for some milliseconds, and
 /// nobody will accept from it.
 fn listener_is_dead(connected: &Socket) -> bool {
-    let Ok(Some(listener)) = crate::sys::socket::peer_process(connected) else { return false };
+    let Ok(credentials) = crate::sys::socket::peer_credentials(connected) else { return false };
+    let Some(listener) = credentials.pid else { return false };
     rustix::process::test_kill_process(listener) == Err(rustix::io::Errno::SRCH)
 }
 

@@ -42,6 +42,35 @@ pub struct ExportInfo {
     pub contexts: Vec<String>,
 }
 
+impl ExportInfo {
+    /// The same export for a client that may not change it.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        let changes = TransmissionFlags::SEND_TRIM
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::SEND_FAST_ZERO;
+        let flags = (self.flags | TransmissionFlags::READ_ONLY).without(changes);
+        Self { flags, ..self.clone() }
+    }
+}
+
+/// What becomes of the name that a client asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// The export, as this client may use it.
+    Found(&'a ExportInfo),
+    /// There is no such export, or this client must not learn that there is.
+    Unknown,
+    /// The client may know of it and not open it.
+    Forbidden,
+}
+
+impl<'a> From<Option<&'a ExportInfo>> for Lookup<'a> {
+    fn from(found: Option<&'a ExportInfo>) -> Self {
+        found.map_or(Self::Unknown, Self::Found)
+    }
+}
+
 /// One line of a list of exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {

@@ -31,7 +31,7 @@ use super::consts::{
 };
 use super::context::{MetaRequest, Selection};
 use super::cursor::Cursor;
-use super::export::{ExportInfo, Listing};
+use super::export::{ExportInfo, Listing, Lookup};
 use super::option::{self, InfoRequest, OptionHeader};
 use super::session::{Dialect, Session};
 use super::violation::Violation;
@@ -216,7 +216,8 @@ impl Handshake {
     }
 
     /// Answers [`Step::Find`]. After [`Step::Receive`], call `advance` with what was left over.
-    pub fn found(&mut self, export: Option<&ExportInfo>, out: &mut Vec<u8>) -> Result<Step, Violation> {
+    pub fn found<'a>(&mut self, export: impl Into<Lookup<'a>>, out: &mut Vec<u8>) -> Result<Step, Violation> {
+        let export = export.into();
         match std::mem::replace(&mut self.state, State::Header) {
             State::Asked(Question::Oldstyle) => Ok(self.greet_oldstyle(export, out)),
             State::Asked(Question::ExportName { .. }) => Ok(self.enter_by_name(export, out)),

@@ -138,6 +138,27 @@ impl File {
         (Ok(()), buffer)
     }
 
+    /// Reads what there is into `buffer[range]`, up to all of it, and waits for the first byte; 0 at the end. For pipes and
+    /// the like, whose reads end early and know no `offset`.
+    ///
+    /// # Errors
+    /// The errno of `preadv2(2)`.
+    pub async fn read_some(
+        &self,
+        mut buffer: Buffer,
+        range: Range<usize>,
+        offset: u64,
+    ) -> (io::Result<usize>, Buffer) {
+        loop {
+            let (result, back) = self.read_once(buffer, range.clone(), offset).await;
+            buffer = back;
+            match result {
+                Err(error) if is_retried(&error) => {}
+                result => return (result, buffer),
+            }
+        }
+    }
+
     /// Writes `buffer[range]` at `offset`, all of it; with `dsync` it is durable before this resolves (`RWF_DSYNC`).
     ///
     /// # Errors

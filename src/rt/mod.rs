@@ -24,7 +24,7 @@
 //! | `mood` | whether a file system takes writes at once |
 //! | [`fault`] | faults on purpose |
 //!
-//! May be imported by `net`, `backend`, `server`, `client`, `load`; imports only `sys`.
+//! May be imported by `net`, `backend`, `server`, `client`, `load`, `copy`; imports only `sys`.
 //!
 //! Invariants: every function here that touches the ring runs on a shard's thread (it panics elsewhere: our error);
 //! phases never mix; after warm-up nothing here allocates per operation.

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use super::conn::{Body, Pending, Piece};
 use super::export::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, Export};
 use super::transport::Way;
-use crate::backend::{Backend, Extent, Extents, Failure, Zero};
+use crate::backend::{Backend, Extent, Extents, Failure, Nbd, Runs, Zero};
 use crate::proto::reply::{self, Head};
-use crate::proto::{AllocationFlags, Command, CommandFlags, Dialect, Errno, Request};
+use crate::proto::{AllocationFlags, Command, CommandFlags, Dialect, Errno, Request, SelectedContext};
 use crate::rt::{self, Buffer};
 
 type Answer = Result<Body, Failure>;
@@ -53,6 +53,11 @@ async fn read(pending: &Pending) -> Answer {
         && let Some(runs) = Box::pin(holes(pending, length)).await
     {
         return Box::pin(read_sparse(pending, &runs)).await;
+    }
+    if let Backend::Nbd(nbd) = backend(pending)
+        && tells_holes(pending)
+    {
+        return Box::pin(read_told(pending, nbd, length)).await;
     }
     if let Some(body) = cached(pending, length) {
         return Ok(body);
@@ -117,19 +122,34 @@ async fn block_status(pending: &Pending) -> Answer {
     let (request, session) = (&pending.request, &pending.conn.session);
     let one = request.flags.contains(CommandFlags::REQ_ONE);
     let extents_max = if one { 1 } else { pending.conn.shard.limits.extents_max };
-    let timing = pending.timing();
-    let extents = backend(pending).extents(request.offset, request.length, extents_max).await?;
-    drop(timing);
     let wanted = |id: u32| pending.filter.is_empty() || pending.filter.contains(&id);
     let contexts: Vec<_> = session.contexts.iter().filter(|context| wanted(context.id)).collect();
+    let timing = pending.timing();
+    let statuses = statuses(pending, &contexts, extents_max).await?;
+    drop(timing);
     let mut bytes = Vec::new();
-    for (index, context) in contexts.iter().enumerate() {
-        let status: Vec<_> =
-            extents.iter().map(|extent| (extent.length, status_of(context.number, extent))).collect();
+    for (index, (context, status)) in contexts.iter().zip(statuses).enumerate() {
         let last = index + 1 == contexts.len();
         reply::block_status(&mut bytes, session.dialect, request, context.id, &status, last);
     }
     Ok(Body::Bytes(bytes))
+}
+
+/// What each of the contexts says of the range.
+async fn statuses(
+    pending: &Pending,
+    contexts: &[&SelectedContext],
+    extents_max: usize,
+) -> Result<Vec<Runs>, Failure> {
+    let Request { offset, length, .. } = pending.request;
+    let numbers = contexts.iter().map(|context| context.number);
+    if let Backend::Nbd(nbd) = backend(pending) {
+        let numbers: Vec<_> = numbers.collect();
+        return Box::pin(nbd.status(&numbers, offset, length, extents_max)).await;
+    }
+    let extents = backend(pending).extents(offset, length, extents_max).await?;
+    let of = |number| extents.iter().map(|extent| (extent.length, status_of(number, extent))).collect();
+    Ok(numbers.map(of).collect())
 }
 
 /// An extent as a context sees it.
@@ -156,13 +176,16 @@ fn cached(pending: &Pending, length: u32) -> Option<Body> {
     Some(Body::Cached(reply::data(conn.session.dialect, request, request.offset, length, true), cached))
 }
 
+/// Whether the reply may tell of holes.
+fn tells_holes(pending: &Pending) -> bool {
+    pending.conn.session.dialect != Dialect::Simple && !pending.request.flags.contains(CommandFlags::DF)
+}
+
 /// Whether it pays to ask for holes before reading.
 fn may_have_holes(pending: &Pending, length: u32) -> bool {
-    let Request { offset, flags, .. } = pending.request;
     length >= pending.conn.shard.limits.sparse_read_min
-        && pending.conn.session.dialect != Dialect::Simple
-        && !flags.contains(CommandFlags::DF)
-        && !backend(pending).known_data(offset, u64::from(length))
+        && tells_holes(pending)
+        && !backend(pending).known_data(pending.request.offset, u64::from(length))
 }
 
 /// The runs of the range, if at least one of them reads as zeroes without being read. Beyond `sparse_runs_max` all is
@@ -213,6 +236,43 @@ async fn read_sparse(pending: &Pending, runs: &Extents) -> Answer {
         offset += run.length;
     }
     Ok(Body::Pieces(pieces))
+}
+
+/// Holes as another server tells them while it is read: no question before, no zeroes after.
+async fn read_told(pending: &Pending, nbd: &Nbd, length: u32) -> Answer {
+    let (request, dialect) = (&pending.request, pending.conn.session.dialect);
+    let buffer = pending.conn.payload(length as usize).await;
+    let timing = pending.timing();
+    let (result, mut buffer) = nbd.read_sparse(buffer, request.offset).await;
+    drop(timing);
+    let holes = result?;
+    if holes.is_empty() {
+        buffer.set_head(&reply::data(dialect, request, request.offset, length, true));
+        return Ok(Body::Buffer(buffer));
+    }
+    let end = request.offset + u64::from(length);
+    let mut parts = Vec::with_capacity(2 * holes.len() + 1);
+    let mut at = request.offset;
+    let none = end..end;
+    for hole in holes.iter().chain([&none]) {
+        let (before, inside) = (short(hole.start - at), short(hole.end - hole.start));
+        if before > 0 {
+            let start = short(at - request.offset) as usize;
+            let last = hole.start == end;
+            let head = reply::data(dialect, request, at, before, last);
+            parts.push((head, start..start + before as usize));
+        }
+        if inside > 0 {
+            parts.push((reply::hole(dialect, request, hole.start, inside, hole.end == end), 0..0));
+        }
+        at = hole.end;
+    }
+    Ok(Body::Parts(buffer, parts))
+}
+
+/// A length within a request's own.
+fn short(length: u64) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 fn backend(pending: &Pending) -> &Backend {

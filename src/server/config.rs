@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::authorise::Rules;
 use crate::backend::ExportSpec;
 use crate::net::listen::Listener;
 use crate::rt::Poll;
@@ -27,6 +28,8 @@ pub struct Config {
     pub sending: Sending,
     /// Greet in the oldstyle; needs exactly one export.
     pub oldstyle: bool,
+    /// Who may see and touch what.
+    pub rules: Rules,
     /// Limits.
     pub limits: Limits,
 }
@@ -44,6 +47,7 @@ impl Config {
             busy_poll: None,
             sending: Sending::default(),
             oldstyle: false,
+            rules: Rules::default(),
             limits: Limits::default(),
         }
     }

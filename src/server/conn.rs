@@ -9,12 +9,14 @@
 //! requests, replies and the payload memory they hold.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 
 use smallvec::SmallVec;
 
 use super::export::Export;
+use super::peer::Address;
 use super::shard::ShardState;
 use super::transport::Way;
 use crate::metrics::{CommandKind, Counter, Sample};
@@ -39,8 +41,8 @@ pub(super) struct Connection {
 /// What the shard knows of a connection, handshake included: enough to end it.
 pub(super) struct Link {
     pub(super) socket: Rc<Socket>,
-    /// How the log calls it.
-    pub(super) peer: String,
+    /// Where it comes from; so the log calls it.
+    pub(super) peer: Address,
     /// How payload that the page cache holds gets into the socket.
     pub(super) way: Way,
     /// Whether large sends are tried without a copy: until the kernel says that it made one.
@@ -67,6 +69,8 @@ pub(super) enum Body {
     Buffer(Buffer),
     /// Chunks: headers alone, and headers with payload.
     Pieces(Vec<Piece>),
+    /// Chunks: headers, each with the part of the one payload that follows it.
+    Parts(Buffer, Vec<(Head, Range<usize>)>),
     /// Bytes made for this reply (errors, block status).
     Bytes(Vec<u8>),
     /// A header, and a payload that is sent from the page cache.

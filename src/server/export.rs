@@ -4,25 +4,29 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use super::authorise::Rules;
 use crate::backend::{Backend, ExportSpec, Media, OpenError, Traits};
-use crate::proto::{BlockSizes, ExportInfo, Listing, TransmissionFlags};
+use crate::proto::{BlockSizes, ExportInfo, TransmissionFlags};
 
-/// The meta contexts of every export; the index is the context's number.
+/// The meta contexts of every export that has none of its own; the index is the context's number.
 pub(super) const CONTEXTS: [&str; 2] = ["base:allocation", "qemu:allocation-depth"];
 /// `base:allocation`.
 pub(super) const CONTEXT_ALLOCATION: usize = 0;
 /// `qemu:allocation-depth`.
 pub(super) const CONTEXT_DEPTH: usize = 1;
 
-/// All exports of the process.
+/// All exports of the process, and who may have what of them.
 pub(super) struct Table {
     rows: Vec<Row>,
     by_name: HashMap<String, usize>,
+    pub(super) rules: Rules,
 }
 
 struct Row {
     media: Arc<Media>,
     info: ExportInfo,
+    /// The same for peers that may not write.
+    read_only: ExportInfo,
 }
 
 /// One export on one shard.
@@ -33,32 +37,46 @@ pub(super) struct Export {
 
 impl Table {
     /// Opens all exports; their names are distinct (checked with the specs).
-    pub(super) fn open(specs: &[ExportSpec], payload_length_max: u32) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        specs: &[ExportSpec],
+        payload_length_max: u32,
+        rules: Rules,
+    ) -> Result<Self, OpenError> {
         let mut rows = Vec::with_capacity(specs.len());
         let mut by_name = HashMap::new();
         for (id, spec) in specs.iter().enumerate() {
             let media = Media::open(spec)?;
             let info = describe(id, spec, &media, payload_length_max);
             by_name.insert(spec.name.clone(), id);
-            rows.push(Row { media, info });
+            let read_only = info.read_only();
+            rows.push(Row { media, info, read_only });
         }
-        Ok(Self { rows, by_name })
+        Ok(Self { rows, by_name, rules })
     }
 
-    pub(super) fn find(&self, name: &str) -> Option<&ExportInfo> {
-        self.by_name.get(name).map(|id| &self.rows[*id].info)
+    /// The number of the export with this name.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
-    /// The first export: the only one of an oldstyle server.
-    pub(super) fn only(&self) -> Option<&ExportInfo> {
-        self.rows.first().map(|row| &row.info)
+    /// An export for peers that may do with it what can be done.
+    pub(super) fn info(&self, id: usize) -> &ExportInfo {
+        &self.rows[id].info
     }
 
-    pub(super) fn listings(&self) -> Vec<Listing> {
-        let listed = self.rows.iter().filter(|row| !row.media.traits().hidden);
-        listed
-            .map(|row| Listing { name: row.info.name.clone(), description: row.info.description.clone() })
-            .collect()
+    /// An export for peers that may read it.
+    pub(super) fn read_only(&self, id: usize) -> &ExportInfo {
+        &self.rows[id].read_only
+    }
+
+    /// The name of the first export: the only one of an oldstyle server.
+    pub(super) fn only(&self) -> &str {
+        self.rows.first().map_or("", |row| &row.info.name)
+    }
+
+    /// The exports that are not hidden.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &ExportInfo> {
+        self.rows.iter().filter(|row| !row.media.traits().hidden).map(|row| &row.info)
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -91,18 +109,20 @@ fn describe(id: usize, spec: &ExportSpec, media: &Media, payload_length_max: u32
             maximum: payload_length_max,
         },
         strict: traits.strict,
-        contexts: CONTEXTS.map(str::to_owned).to_vec(),
+        contexts: match media.contexts() {
+            Some(own) => own.to_vec(),
+            None => CONTEXTS.map(str::to_owned).to_vec(),
+        },
     }
 }
 
-/// What is advertised is what works: every flag comes from the backend, except CAN_MULTI_CONN. All connections on all
-/// shards share one file description, so a flush on any covers the completed writes of all.
+/// What is advertised is what works: every flag comes from the backend.
 fn flags(traits: &Traits) -> TransmissionFlags {
     let can = &traits.can;
     let writable = !traits.readonly;
     [
         (true, TransmissionFlags::HAS_FLAGS),
-        (true, TransmissionFlags::CAN_MULTI_CONN),
+        (can.multi_conn, TransmissionFlags::CAN_MULTI_CONN),
         (traits.readonly, TransmissionFlags::READ_ONLY),
         (traits.rotational, TransmissionFlags::ROTATIONAL),
         (can.flush, TransmissionFlags::SEND_FLUSH),

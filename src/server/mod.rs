@@ -15,6 +15,7 @@
 //! | `config` | what can be set, every limit |
 //! | `export` | the table of exports |
 //! | `shard`, `accept`, `transport` | a shard's life, where connections come from, what their sockets are |
+//! | `peer`, `authorise`, `gate` | who is at the other end, the rules about it, and what it gets to see by them |
 //! | `negotiate` | the handshake on a socket |
 //! | `receive` | bytes to requests, admission, back-pressure |
 //! | `command` | every command |
@@ -27,11 +28,14 @@
 //! make us hold is in [`Limits`].
 
 mod accept;
+mod authorise;
 mod command;
 mod config;
 mod conn;
 mod export;
+mod gate;
 mod negotiate;
+mod peer;
 mod receive;
 mod send;
 mod shard;
@@ -46,7 +50,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 pub use crate::rt::Poll;
+pub use authorise::{Decision, Right, Rule, RuleError, Rules, Verdict};
 pub use config::{Config, Limits, Sending, ZeroCopy};
+pub use peer::{Address, Certificate, CertificateError, Channel, Peer};
 
 use crate::backend::OpenError;
 use crate::metrics::Snapshot;
@@ -139,7 +145,7 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, StartError> {
         check(&config)?;
         let capabilities = caps::probe()?;
-        let table = Arc::new(Table::open(&config.exports, config.limits.payload_length_max)?);
+        let table = Arc::new(Table::open(&config.exports, config.limits.payload_length_max, config.rules)?);
         let cpus = crate::sys::affinity::allowed().map_err(|error| StartError::Shard { shard: 0, error })?;
         let count = config.shards.unwrap_or(cpus.len()).max(1);
         let directory = Arc::new(Directory {
@@ -264,6 +270,15 @@ fn check(config: &Config) -> Result<(), StartError> {
     if config.oldstyle && config.exports.len() != 1 {
         let count = config.exports.len();
         return refuse(format!("--oldstyle serves exactly one export, and {count} were given"));
+    }
+    for spec in &config.exports {
+        let Some(upstream) = spec.source.upstream() else { continue };
+        if let Some(own) = config.listeners.iter().find(|own| upstream.address.leads_to(&own.bound)) {
+            let (name, own) = (&spec.name, &own.bound);
+            return refuse(format!(
+                "export `{name}` is to be had from {upstream}, where this server itself listens ({own})"
+            ));
+        }
     }
     let least = 4 * limits.payload_length_max as usize;
     if limits.payload_memory_max < least || limits.payload_length_max as usize > rt::CAPACITY_MAX {

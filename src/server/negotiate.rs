@@ -1,10 +1,11 @@
 //! The handshake on a real socket: moves bytes between [`Handshake`] and the connection and answers its questions from
-//! the table of exports.
+//! the table of exports, as far as the peer may look into it.
 
 use std::io;
 use std::rc::Rc;
 
 use super::conn::Link;
+use super::gate::Gate;
 use super::receive::{Arrival, arrival};
 use super::shard::ShardState;
 use crate::metrics::Counter;
@@ -34,11 +35,12 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
         ..HandshakeConfig::default()
     };
     let mut handshake = Handshake::new(config, &mut out);
+    let mut gate = Gate::new(shard, &link.peer);
     loop {
         if !shard.is_serving() {
             handshake.drain();
         }
-        let step = match advance(shard, link, &mut handshake, inbox, &mut out) {
+        let step = match advance(shard, &mut gate, &mut handshake, inbox, &mut out) {
             Ok(step) => step,
             Err(violation) => {
                 shard.count(Counter::ProtocolViolations);
@@ -92,7 +94,7 @@ enum Next {
 /// Runs the machine until it wants bytes, or has said enough to be sent.
 fn advance(
     shard: &ShardState,
-    link: &Link,
+    gate: &mut Gate<'_>,
     handshake: &mut Handshake,
     inbox: &mut Inbox,
     out: &mut Vec<u8>,
@@ -106,17 +108,9 @@ fn advance(
         while step != Step::Receive {
             step = match step {
                 Step::Receive => break,
-                // The oldstyle greeting has no names: whatever the only export is called, it is meant.
-                Step::Find { .. } if shard.oldstyle => handshake.found(shard.table.only(), out)?,
-                Step::Find { name } => {
-                    let export = shard.table.find(&name);
-                    if export.is_none() {
-                        // The only trace of a client that asks by EXPORT_NAME, which has no error reply.
-                        tracing::debug!("{}: asked for an export that is not here, {name:?}", link.peer);
-                    }
-                    handshake.found(export, out)?
-                }
-                Step::List => handshake.listed(&shard.table.listings(), out),
+                Step::Find { .. } if shard.oldstyle => handshake.found(gate.only(), out)?,
+                Step::Find { name } => handshake.found(gate.find(&name), out)?,
+                Step::List => handshake.listed(&gate.list(), out),
                 Step::Transmit(session) => return Ok(Next::Session(session)),
                 Step::Close => return Ok(Next::Close),
             };

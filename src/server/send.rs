@@ -118,6 +118,15 @@ fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) ->
                 }
                 gather.cached(cached);
             }
+            Body::Parts(buffer, parts) => {
+                gather.hold(buffer);
+                for (head, part) in parts {
+                    gather.bytes(&head);
+                    if !part.is_empty() {
+                        gather.part(part);
+                    }
+                }
+            }
             Body::Pieces(pieces) => {
                 for piece in pieces {
                     match piece {

@@ -119,6 +119,9 @@ impl ShardState {
         if timer::deadline(STOP_TIMEOUT, self.all_closed()).await.is_err() {
             tracing::warn!("shard {}: operations are stuck in the kernel; ending without them", self.index);
         }
+        let closing = self.exports.iter().map(|export| export.backend.close());
+        // Whoever does not hear the goodbye sees the end of the stream.
+        let _ = timer::deadline(STOP_TIMEOUT, rt::join_all(closing)).await;
         STATE.with(|current| current.borrow_mut().take());
     }
 

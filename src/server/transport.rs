@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::{Limits, Sending, ZeroCopy};
+use super::peer::Address;
 
 /// How a payload that the page cache holds is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(super) enum Way {
 
 /// What is known of a peer once it is connected.
 pub(super) struct Transport {
-    /// How the log calls it.
-    pub(super) peer: String,
+    /// Where it comes from.
+    pub(super) peer: Address,
     /// How payload goes to it from the page cache.
     pub(super) way: Way,
     /// Whether to try sends that copy nothing: between machines only.
@@ -31,14 +32,8 @@ pub(super) struct Transport {
 /// Sets a connection's socket options.
 pub(super) fn prepare(fd: &OwnedFd, limits: &Limits, sending: Sending) -> Transport {
     let socket = SockRef::from(fd);
-    let remote = socket.peer_addr().ok().and_then(|address| address.as_socket());
-    let Some(remote) = remote else {
-        let is_unix = socket.local_addr().is_ok_and(|address| address.is_unix());
-        let peer = match crate::sys::socket::peer_process(fd) {
-            Ok(Some(pid)) if is_unix => format!("unix:pid={pid}"),
-            _ if is_unix => "unix".to_owned(),
-            _ => "vsock".to_owned(),
-        };
+    let peer = Address::of(fd);
+    let Address::Tcp(remote) = peer else {
         return Transport { peer, way: way(sending.zero_copy, false), lends: false };
     };
     let keepalive = TcpKeepalive::new().with_time(limits.keepalive).with_interval(limits.keepalive / 6);
@@ -51,11 +46,7 @@ pub(super) fn prepare(fd: &OwnedFd, limits: &Limits, sending: Sending) -> Transp
     if same_host {
         let _ = socket.set_send_buffer_size(limits.loopback_send_buffer);
     }
-    Transport {
-        peer: remote.to_string(),
-        way: way(sending.zero_copy, !same_host),
-        lends: sending.send_zc && !same_host,
-    }
+    Transport { peer, way: way(sending.zero_copy, !same_host), lends: sending.send_zc && !same_host }
 }
 
 /// Between machines the card takes the cache's pages as they are. Within one the peer copies from them, and it is

@@ -6,4 +6,6 @@ pub mod affinity;
 pub mod ioctl;
 pub mod lock;
 pub mod mmap;
+pub mod nbd;
+pub mod netlink;
 pub mod socket;

@@ -18,12 +18,23 @@ pub fn inherited() -> io::Result<Vec<OwnedFd>> {
     Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
 }
 
-/// The process that connected to this unix socket, or that called listen(2) on what it is connected to (`SO_PEERCRED`,
-/// unix(7)). `None` where that is in a PID namespace of which this process sees nothing.
+/// Who connected to a unix socket, or called listen(2) on what it is connected to, as they were then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// `None` where that is in a PID namespace of which this process sees nothing.
+    pub pid: Option<rustix::process::Pid>,
+    /// Effective user id; 65534 (`kernel.overflowuid`) where the user namespace of this process has no name for it.
+    pub uid: u32,
+    /// Effective group id; supplementary groups are not told.
+    pub gid: u32,
+}
+
+/// Who is behind a unix socket (`SO_PEERCRED`, unix(7)). For a socket of another family the kernel answers with nobody:
+/// no process, and ids of `u32::MAX`.
 ///
 /// # Errors
 /// The errno of `getsockopt(2)`.
-pub fn peer_process(socket: impl AsFd) -> io::Result<Option<rustix::process::Pid>> {
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<Credentials> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let length = libc::socklen_t::try_from(size_of::<libc::ucred>());
     let mut length = length.map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -35,18 +46,22 @@ pub fn peer_process(socket: impl AsFd) -> io::Result<Option<rustix::process::Pid
     if got != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(rustix::process::Pid::from_raw(peer.pid))
+    Ok(Credentials { pid: rustix::process::Pid::from_raw(peer.pid), uid: peer.uid, gid: peer.gid })
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{getgid, getpid, getuid};
+
     use super::*;
 
     #[test]
     fn the_peer_of_a_pair_is_who_made_it() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(peer_process(&one).unwrap(), Some(rustix::process::getpid()));
+        let us = Credentials { pid: Some(getpid()), uid: getuid().as_raw(), gid: getgid().as_raw() };
+        assert_eq!(peer_credentials(&one).unwrap(), us);
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(peer_process(&tcp).unwrap(), None);
+        let nobody = Credentials { pid: None, uid: u32::MAX, gid: u32::MAX };
+        assert_eq!(peer_credentials(&tcp).unwrap(), nobody);
     }
 }

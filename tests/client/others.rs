@@ -61,12 +61,12 @@ pub(crate) fn nbd_server(scratch: &Scratch) -> Daemon {
 }
 
 /// Writes, zeroes, trims and reads in awkward places, at once, and compares with a model.
-async fn exercise(client: Client) {
+pub(crate) async fn exercise(client: Client) {
     exercise_with(client, true).await;
 }
 
 /// `honest`: what is offered is also done.
-async fn exercise_with(client: Client, honest: bool) {
+pub(crate) async fn exercise_with(client: Client, honest: bool) {
     let none = CommandFlags::NONE;
     assert_eq!(client.size(), SIZE);
     let mut model = vec![0u8; SIZE as usize];
@@ -124,7 +124,7 @@ async fn exercise_with(client: Client, honest: bool) {
     client.disconnect().await;
 }
 
-fn several() -> Options {
+pub(crate) fn several() -> Options {
     let mut options = Options::default();
     options.connections = 3;
     options

@@ -19,11 +19,11 @@ use crate::wait::until;
 const BLOCK: usize = 4096;
 const BLOCKS_PER_TASK: u64 = 8;
 const TASKS: u64 = 24;
-const SIZE: u64 = BLOCK as u64 * BLOCKS_PER_TASK * TASKS;
+pub(crate) const SIZE: u64 = BLOCK as u64 * BLOCKS_PER_TASK * TASKS;
 
 /// What the load and the tormentor share.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     rounds: AtomicU64,
     over: AtomicBool,
 }
@@ -61,7 +61,7 @@ async fn task(client: Client, number: u64, shared: Arc<Shared>) {
 }
 
 /// Runs the load in a thread of its own, while `torment` does what it wants; the server that it leaves serves the end.
-fn under_load(uri: &str, connections: usize, torment: impl FnOnce(&Shared) -> Process) {
+pub(crate) fn under_load(uri: &str, connections: usize, torment: impl FnOnce(&Shared) -> Process) {
     let shared = Arc::new(Shared::default());
     let (uri, told) = (Uri::parse(uri).unwrap(), Arc::clone(&shared));
     let load = thread::spawn(move || {
@@ -82,7 +82,7 @@ fn under_load(uri: &str, connections: usize, torment: impl FnOnce(&Shared) -> Pr
 }
 
 #[track_caller]
-fn progress(shared: &Shared) {
+pub(crate) fn progress(shared: &Shared) {
     let before = shared.rounds.load(Ordering::Relaxed);
     until("the load goes on", || shared.rounds.load(Ordering::Relaxed) > before + 3 * TASKS);
 }

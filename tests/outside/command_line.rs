@@ -104,6 +104,15 @@ fn it_listens_on_all_the_addresses_it_is_given() {
 }
 
 #[test]
+fn only_the_kernels_nbd_devices_are_attached_and_detached() {
+    for words in [&["attach", "nbd://127.0.0.1:1/", "/dev/sda"][..], &["detach", "/dev/nbd0p1"]] {
+        let told = run(program(), words);
+        assert_eq!(told.code, Some(2), "{}", told.stderr);
+        assert!(told.stderr.contains("is not one of the kernel's NBD devices"), "{}", told.stderr);
+    }
+}
+
+#[test]
 fn words_mean_what_the_manual_says() {
     let scratch = Scratch::new();
     let plain = scratch.sparse("plain", MIB).display().to_string();

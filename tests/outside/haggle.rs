@@ -91,7 +91,11 @@ pub(crate) struct Haggle {
 impl Haggle {
     /// Reads the greeting, checks it, and sends `flags`.
     pub(crate) fn with_flags(address: &Address, flags: u32) -> Self {
-        let mut wire = Wire::connect(address);
+        Self::over(Wire::connect(address), flags)
+    }
+
+    /// The same on a connection that is made already.
+    pub(crate) fn over(mut wire: Wire, flags: u32) -> Self {
         let greeting = wire.receive(18);
         assert_eq!(&greeting[..8], NBDMAGIC);
         assert_eq!(&greeting[8..16], IHAVEOPT);

@@ -1,10 +1,10 @@
 //! The server seen from outside: a `ringnbd` process, sockets, bytes and other people's programs.
 //!
 //! ```text
-//!   conformance  hostile  connections  drain  large_reads  limits  command_line  surroundings  interop
-//!        |          |          |         |        |          |          |             |           |
-//!        '----------'---- client, haggle, wire ---'----------'----------'             '--- program'
-//!                                |                                             |
+//!   conformance  hostile  connections  drain  large_reads  limits  access  command_line  surroundings  interop
+//!        |          |          |         |        |          |        |         |             |           |
+//!        '----------'---- client, haggle, wire ---'----------'--------'---------'             '--- program'
+//!                                |                                                     |
 //!                              server (the process and its guard), scratch, wait
 //! ```
 //!
@@ -12,6 +12,7 @@
 //! specification cannot sit on both sides. One binary, because linking is what costs time.
 #![allow(clippy::cast_possible_truncation)] // test patterns and lengths that the test itself chose
 
+mod access;
 mod client;
 mod command_line;
 mod conformance;

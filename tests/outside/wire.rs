@@ -78,11 +78,25 @@ impl Wire {
     }
 
     pub(crate) fn try_connect(address: &Address) -> io::Result<Self> {
+        Self::try_connect_from(None, address)
+    }
+
+    /// From another address of this machine; all of 127.0.0.0/8 is.
+    pub(crate) fn connect_from(source: &str, address: &Address) -> Self {
+        let source = SocketAddr::new(source.parse().expect("an IP address"), 0);
+        Self::try_connect_from(Some(source), address)
+            .unwrap_or_else(|error| panic!("connect from {source} to {address:?}: {error}"))
+    }
+
+    fn try_connect_from(source: Option<SocketAddr>, address: &Address) -> io::Result<Self> {
         let (domain, address) = match address {
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
         };
         let socket = Socket::new(domain, Type::STREAM, None)?;
+        if let Some(source) = source {
+            socket.bind(&source.into())?;
+        }
         socket.connect(&address)?;
         if domain != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;

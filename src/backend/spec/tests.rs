@@ -73,10 +73,36 @@ fn every_option_lands_in_its_field() {
         writes: Some(Writes::Thread),
         hidden: true,
         rotational: Some(false),
+        upstream: UpstreamOptions::default(),
     };
     assert_eq!(spec.options, expected);
     assert_eq!(parse("d").options, ExportOptions::default());
     assert!(parse("d").options.lock);
+}
+
+#[test]
+fn another_servers_export_is_named_by_its_uri() {
+    for (text, name, uri) in [
+        ("nbd://host/x", "", "nbd://host/x"),
+        ("gate=nbd://[::1]:10810/a%20b", "gate", "nbd://[::1]:10810/a%20b"),
+        ("gate=nbd+unix:///?socket=/tmp/a,,b", "gate", "nbd+unix:///?socket=/tmp/a,b"),
+        ("nbd+unix:///x?socket=/s", "", "nbd+unix:///x?socket=/s"),
+        ("old=nbd:unix:/s:exportname=x", "old", "nbd+unix:///x?socket=/s"),
+    ] {
+        let spec = parse(text);
+        let expected = Source::Nbd(Uri::parse(uri).expect(uri));
+        assert_eq!((spec.name.as_str(), spec.source), (name, expected), "{text}");
+    }
+    let spec =
+        parse("a=nbd://h/x,connections=4,reconnect-delay=0,open-timeout=7,request-timeout=9,offset=1M");
+    let expected = UpstreamOptions {
+        connections: 4,
+        reconnect_delay: Duration::ZERO,
+        open_timeout: Duration::from_secs(7),
+        request_timeout: Some(Duration::from_secs(9)),
+    };
+    assert_eq!((spec.options.upstream, spec.options.offset), (expected, 1 << 20));
+    assert_eq!(parse("nbd://h/x,request-timeout=0").options.upstream.request_timeout, None);
 }
 
 #[test]
@@ -110,8 +136,19 @@ fn every_mistake_has_words_of_its_own() {
         ("a=", "names no file or backend"),
         ("a=,readonly=on", "names no file or backend"),
         ("file:", "names no file or backend"),
-        ("nbd://host/export?a=b", "URIs cannot be served"),
-        ("a=nbd+unix:///x", "URIs cannot be served"),
+        ("http://host/export", "only NBD URIs can be served"),
+        ("nbd://host/export?a=b", "a is not"),
+        ("a=nbd+unix:///x", "needs ?socket=PATH"),
+        (
+            "a=nbd://host/x,direct=on",
+            "`direct` makes no sense for `nbd`, which has no file or device behind it",
+        ),
+        ("d,connections=2", "`connections` makes no sense for `file`, which has no server behind it"),
+        ("memory:1M,open-timeout=1", "`open-timeout` makes no sense for `memory`"),
+        ("a=nbd://host/x,connections=0", "a whole number from 1 to 64"),
+        ("a=nbd://host/x,connections=65", "a whole number from 1 to 64"),
+        ("a=nbd://host/x,reconnect-delay=1s", "a whole number of seconds"),
+        ("a=nbd://host/x,request-timeout", "write request-timeout=30"),
         ("memory:", "not a size"),
         ("memory:1X", "not a size"),
         ("memory:0", "size of 0"),

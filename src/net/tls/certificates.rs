@@ -18,6 +18,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
+use x509_cert::der::Decode;
 
 /// How early the end of a certificate is warned of.
 const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -5,7 +5,7 @@ use bytes::BufMut;
 use super::{Handshake, State, Step};
 use crate::proto::consts::{INIT_MAGIC, InfoType, OLDSTYLE_MAGIC, OptionCode, OptionReply, RESERVED_ZEROES};
 use crate::proto::context::MetaRequest;
-use crate::proto::export::ExportInfo;
+use crate::proto::export::Lookup;
 use crate::proto::option::{self, InfoRequest, quoted};
 use crate::proto::session::session_flags;
 
@@ -45,9 +45,9 @@ impl Handshake {
         }
     }
 
-    pub(super) fn greet_oldstyle(&mut self, export: Option<&ExportInfo>, out: &mut Vec<u8>) -> Step {
+    pub(super) fn greet_oldstyle(&mut self, export: Lookup<'_>, out: &mut Vec<u8>) -> Step {
         self.state = State::Over;
-        let Some(export) = export else {
+        let Lookup::Found(export) = export else {
             return Step::Close;
         };
         let session = self.session(export, false);
@@ -59,9 +59,9 @@ impl Handshake {
         Step::Transmit(session)
     }
 
-    pub(super) fn enter_by_name(&mut self, export: Option<&ExportInfo>, out: &mut Vec<u8>) -> Step {
+    pub(super) fn enter_by_name(&mut self, export: Lookup<'_>, out: &mut Vec<u8>) -> Step {
         self.state = State::Over;
-        let Some(export) = export else {
+        let Lookup::Found(export) = export else {
             return Step::Close;
         };
         let session = self.session(export, false);
@@ -77,12 +77,12 @@ impl Handshake {
         &mut self,
         go: bool,
         request: &InfoRequest,
-        export: Option<&ExportInfo>,
+        export: Lookup<'_>,
         out: &mut Vec<u8>,
     ) -> Step {
         let option = if go { OptionCode::GO } else { OptionCode::INFO };
-        let Some(export) = export else {
-            self.refuse_unknown(option, &request.name, out);
+        let Lookup::Found(export) = export else {
+            refuse_lookup(option, &request.name, export, out);
             return Step::Receive;
         };
         if request.wants_name {
@@ -115,28 +115,30 @@ impl Handshake {
         Step::Receive
     }
 
-    pub(super) fn answer_meta(
-        &mut self,
-        request: &MetaRequest,
-        export: Option<&ExportInfo>,
-        out: &mut Vec<u8>,
-    ) {
-        let Some(export) = export else {
-            self.refuse_unknown(request.option, &request.name, out);
-            return;
+    pub(super) fn answer_meta(&mut self, request: &MetaRequest, export: Lookup<'_>, out: &mut Vec<u8>) {
+        let Lookup::Found(export) = export else {
+            return refuse_lookup(request.option, &request.name, export, out);
         };
         let selection = request.answer(export, out);
         if request.option == OptionCode::SET_META_CONTEXT {
             self.selection = Some(selection);
         }
     }
+}
 
-    fn refuse_unknown(&self, option: OptionCode, name: &str, out: &mut Vec<u8>) {
-        let text = if name.is_empty() {
-            "this server has no default export; name one".to_owned()
-        } else {
-            format!("this server has no export named {}", quoted(name))
-        };
-        option::refuse(out, option, OptionReply::ERR_UNKNOWN, &text);
-    }
+/// Says why `name` is not to be had. What the client must not know of gets the very words of what is not there.
+fn refuse_lookup(option: OptionCode, name: &str, lookup: Lookup<'_>, out: &mut Vec<u8>) {
+    let (kind, text) = match lookup {
+        Lookup::Forbidden if name.is_empty() => {
+            (OptionReply::ERR_POLICY, "you are not allowed to open the default export".to_owned())
+        }
+        Lookup::Forbidden => {
+            (OptionReply::ERR_POLICY, format!("you are not allowed to open the export {}", quoted(name)))
+        }
+        _ if name.is_empty() => {
+            (OptionReply::ERR_UNKNOWN, "this server has no default export; name one".to_owned())
+        }
+        _ => (OptionReply::ERR_UNKNOWN, format!("this server has no export named {}", quoted(name))),
+    };
+    option::refuse(out, option, kind, &text);
 }

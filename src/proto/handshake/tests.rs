@@ -250,6 +250,26 @@ fn go_without_asking_for_sizes_is_promised_single_bytes_but_info_insists() {
 }
 
 #[test]
+fn an_export_that_may_not_be_opened_is_refused_by_policy_and_framing_survives() {
+    for code in [OptionCode::INFO, OptionCode::GO] {
+        let mut out = Vec::new();
+        let mut handshake = Handshake::new(HandshakeConfig::default(), &mut out);
+        handshake.advance(&3u32.to_be_bytes(), &mut out).unwrap();
+        let mut option = Vec::new();
+        for field in [OPTION_MAGIC.to_be_bytes().as_slice(), &code.0.to_be_bytes(), &10u32.to_be_bytes()] {
+            option.extend_from_slice(field);
+        }
+        option.extend_from_slice(b"\0\0\0\x04disk\0\0");
+        let (_, step) = handshake.advance(&option, &mut out).unwrap();
+        assert_eq!(step, Step::Find { name: "disk".to_owned() });
+        out.clear();
+        assert_eq!(handshake.found(Lookup::Forbidden, &mut out), Ok(Step::Receive));
+        assert_eq!(out[12..16], OptionReply::ERR_POLICY.0.to_be_bytes());
+        assert_eq!(handshake.needs(), OPTION_HEADER_LENGTH);
+    }
+}
+
+#[test]
 fn info_and_the_same_go_say_the_same() {
     for extended in [false, true] {
         let mut server = Server::fixed();

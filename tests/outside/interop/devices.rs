@@ -1,11 +1,14 @@
 //! Block devices: loop devices with real discard, with sectors of 512 and of 4096 bytes.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use super::fio::fio;
 use crate::client::{Dialect, EINVAL, FAST_ZERO, FUA, NO_HOLE, READ, Request, TRIM, WRITE_ZEROES};
 use crate::haggle::Haggle;
 use crate::program::run;
 use crate::scratch::{LoopDevice, MIB, allocated, pattern};
-use crate::server::Server;
+use crate::server::{Server, program};
 
 fn block(device: &LoopDevice, options: &str) -> String {
     format!("block:{}{options}", device.path.display())
@@ -89,4 +92,75 @@ fn mkfs_and_fsck_through_nbd() {
     let image = copy.path("image");
     run("nbdcopy", [server.uri("").as_ref(), image.as_os_str()]).ok();
     run("fsck.ext4", ["-f".as_ref(), "-n".as_ref(), image.as_os_str()]).ok();
+}
+
+#[test]
+fn a_device_is_copied_to_and_from_and_gives_back_what_is_zero() {
+    let scratch = crate::scratch::Scratch::new();
+    let (source, back) = (scratch.path("source"), scratch.path("back"));
+    let size = 15 * MIB + 777;
+    let mut content = vec![0; size as usize];
+    content[5 << 20..][..1_000_001].copy_from_slice(&pattern(3, 1_000_001));
+    content[size as usize - 9..].copy_from_slice(b"odd end!\n");
+    std::fs::write(&source, &content).expect("an image");
+    for words in [&["--flush"][..], &["--flush", "--allocated"]] {
+        let device = LoopDevice::new(16 * MIB);
+        std::fs::write(&device.path, pattern(7, 16 << 20)).expect("something to be overwritten");
+        let copy = |from: &Path, to: &Path| {
+            let places = [from.as_os_str(), to.as_os_str()];
+            let words = ["copy", "--verify"].into_iter().chain(words.iter().copied()).map(OsStr::new);
+            run(program(), words.chain(places)).ok();
+        };
+        copy(&source, &device.path);
+        assert_eq!(allocated(&device.backing) < 8 * MIB, words.len() == 1, "{words:?}");
+        copy(&device.path, &back);
+        let read = std::fs::read(&back).expect("the copy");
+        assert!(read[..content.len()] == content[..], "{words:?}");
+        assert!(read[content.len()..] == pattern(7, 16 << 20)[content.len()..], "what lies behind is kept");
+    }
+}
+
+#[test]
+fn a_device_that_is_mounted_or_too_small_is_not_written_to() {
+    let mount = crate::scratch::Mount::new("ext4");
+    let image = mount.sparse("image", 64 * MIB);
+    let device = LoopDevice::over(image);
+    let scratch = crate::scratch::Scratch::new();
+    let large = scratch.sparse("large", 64 * MIB + 1);
+    let copy = |from: &Path| run(program(), ["copy".as_ref(), from.as_os_str(), device.path.as_os_str()]);
+    let refused = copy(&large);
+    assert!(refused.code == Some(1) && refused.stderr.contains("1 fewer than"), "{}", refused.stderr);
+    run("mkfs.ext4", ["-q".as_ref(), device.path.as_os_str()]).ok();
+    let inner = mount.dir.join("inner");
+    std::fs::create_dir(&inner).expect("a mount point");
+    run("mount", [device.path.as_os_str(), inner.as_os_str()]).ok();
+    let small = mount.sparse("small", MIB);
+    let refused = copy(&small);
+    run("umount", [inner.as_os_str()]).ok();
+    assert!(refused.code == Some(1) && refused.stderr.contains("busy"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_full_file_system_ends_a_copy_with_its_name() {
+    let disk = crate::scratch::Ramdisk::small(4 * MIB);
+    let target = disk.sparse("target", 0);
+    let server = Server::start(["memory:16M"]);
+    server.client(Dialect::Structured).write(0, &pattern(1, 16 << 20));
+    let full = run(program(), ["copy".as_ref(), server.uri("").as_ref(), target.as_os_str()]);
+    assert_eq!(full.code, Some(1));
+    assert!(full.stderr.contains("cannot write") && full.stderr.contains("No space left"), "{}", full.stderr);
+}
+
+#[test]
+fn a_file_system_without_holes_is_copied_to_and_from() {
+    let disk = crate::scratch::Ramdisk::plain();
+    let target = disk.sparse("target", 0);
+    let server = Server::start(["memory:16M", "back=memory:16M"]);
+    server.client(Dialect::Structured).write(5 * MIB, &pattern(1, 4 << 20));
+    for words in [&["copy", "--verify"][..], &["copy", "--verify", "--allocated"]] {
+        let (from, to, target) = (server.uri(""), server.uri("back"), target.to_str().expect("UTF-8"));
+        run(program(), words.iter().copied().chain([from.as_str(), target])).ok();
+        run(program(), words.iter().copied().chain([target, to.as_str()])).ok();
+        assert!(std::fs::read(target).expect("the copy")[5 << 20..9 << 20] == pattern(1, 4 << 20));
+    }
 }
