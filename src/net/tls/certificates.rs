@@ -255,9 +255,8 @@ fn expire_soon(directory: &Path, files: &[&str]) -> Vec<Expiry> {
     for file in files {
         let path = directory.join(file);
         for certificate in certificates(&path).unwrap_or_default() {
-            let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&certificate) else { continue };
-            let end =
-                Duration::from_secs(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0));
+            let Ok(parsed) = x509_cert::Certificate::from_der(&certificate) else { continue };
+            let end = parsed.tbs_certificate().validity().not_after.to_unix_duration();
             let left = end.saturating_sub(now);
             if left < EXPIRES_SOON {
                 soon.push(Expiry { path: path.clone(), left });
