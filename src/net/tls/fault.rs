@@ -25,6 +25,11 @@ impl Fault {
         Self { reason: reason.into(), alert: None }
     }
 
+    /// What is not ours to change cannot be encrypted.
+    pub fn unsealable() -> Self {
+        Self::silent("pages of the cache cannot be encrypted")
+    }
+
     /// The peer ended it with an alert.
     pub(super) fn told(alert: AlertDescription, side: Side) -> Self {
         Self::silent(format!("the {} ended it: {}", peer(side), meaning(alert)))
