@@ -288,9 +288,10 @@ fn parts_of_blocks_are_changed_one_after_another() {
     let policy = ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=error"];
     let words = [&["memory", "64K", "--filter=delay", "rdelay=1ms"][..], &policy].concat();
     let _server = nbdkit(&scratch, &words);
-    let (front, _node) = node(&scratch, "");
+    // A window that begins inside a block: clients are told of none, and it is the node that widens.
+    let (front, _node) = node(&scratch, ",offset=1000,size=20000");
     with_client(&front.uri("front"), several(), |client: Client| async move {
-        // The client would widen these itself if it were told of the block; it is to be the node that does.
+        assert_eq!(client.block_sizes().minimum, 1);
         let writes = (0..128u64).map(|number| {
             let client = client.clone();
             async move {

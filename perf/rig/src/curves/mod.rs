@@ -8,6 +8,7 @@
 //!   growth       idle connections, connections at work, size of the export, shards
 //!   neighbours   what one connection does to another: extents, large reads, writes
 //!   rest         an idle server, a mixed load
+//!   upstream     a node in front of another
 //! ```
 //!
 //! Where a figure is held against another, both were measured in the same round, one after the other.
@@ -17,6 +18,7 @@ mod growth;
 mod neighbours;
 mod rest;
 mod stage;
+mod upstream;
 mod wire;
 
 use std::process::ExitCode;
@@ -52,6 +54,7 @@ const CURVES: &[Curve] = &[
     Curve { name: "writes", title: "Reads beside writes", measure: neighbours::writes },
     Curve { name: "rest", title: "A server with little to do", measure: rest::rest },
     Curve { name: "mixed", title: "A mixed load on all processors", measure: rest::mixed },
+    Curve { name: "upstream", title: "A node in front of another", measure: upstream::upstream },
 ];
 
 /// Ask how costs grow, and whether connections leave each other alone
