@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::access::{Access, RULES};
+use super::tls::Tls;
 use super::value::{AutoOff, AutoOr, When, ZeroCopy};
 use super::{log, report::Report, start, value, watch};
 use crate::backend::ExportSpec;
@@ -29,6 +30,7 @@ Keys of an export:
   offset=SIZE        first byte that is served
   size=SIZE          bytes served from there
   description=TEXT   text for those who list exports
+  tls=require        serve it through TLS only; without TLS it is not listed
   hidden=on          leave it out of lists; it opens by name
   writethrough=on    every write is durable before its reply
   writes=auto        who does buffered writes: ring, thread, inline (the shard)
@@ -52,6 +54,7 @@ Keys of another server's export:
 Signals:
   SIGTERM, SIGINT    drain: finish what is in flight; a second one ends at once
   SIGUSR1            print the latency table on standard error
+  SIGHUP             load the certificates again, for connections from then on
 
 Environment:
   RINGNBD_LOG        filter of the log, such as ringnbd=debug
@@ -94,6 +97,9 @@ pub(super) struct Serve {
     /// Greet with the oldstyle handshake, for clients from before 2011; needs exactly one export
     #[arg(long, help_heading = "Protocol")]
     pub(super) oldstyle: bool,
+
+    #[command(flatten)]
+    pub(super) tls: Tls,
 
     #[command(flatten)]
     pub(super) access: Access,
