@@ -71,11 +71,13 @@ impl Device {
         opened.is_err_and(|errno| errno == rustix::io::Errno::BUSY)
     }
 
-    /// Sees to what the kernel cannot be told while it attaches the device, and that it took the size.
-    pub(super) fn adjust(self, plan: &Plan) -> Result<(), AttachError> {
-        if self.size() != plan.size {
-            return Err(AttachError::TooLarge(plan.size));
-        }
+    /// Whether the kernel took the size of what it attached, or a part of its bits.
+    pub(super) fn took(self, plan: &Plan) -> Result<(), AttachError> {
+        if self.size() == plan.size { Ok(()) } else { Err(AttachError::TooLarge(plan.size)) }
+    }
+
+    /// Sees to it that no request is larger than the server takes. The kernel is not told while it attaches the device.
+    pub(super) fn limit_requests(self, plan: &Plan) -> Result<(), AttachError> {
         let queue = self.directory().join("queue/max_sectors_kb");
         let largest: Option<u32> = fs::read_to_string(&queue).ok().and_then(|text| text.trim().parse().ok());
         let wanted = plan.request_length_max >> 10;

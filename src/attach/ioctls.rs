@@ -37,10 +37,11 @@ pub(super) fn prepare(
             _ => refused(device.to_string(), "give it a connection", error),
         })?;
     }
-    describe(&file, plan, blocks, timeout_s).map_err(|(what, error)| {
+    let told = describe(&file, plan, blocks, timeout_s)
+        .map_err(|(what, error)| refused(device.to_string(), what, error));
+    told.and_then(|()| device.limit_requests(plan)).inspect_err(|_| {
         // What failed first is what is told.
         let _ = nbd::clear_socket(&file);
-        refused(device.to_string(), what, error)
     })?;
     Ok(Held { device, file, bytes_lost: plan.bytes_lost, _sockets: sockets })
 }
@@ -76,10 +77,11 @@ impl Held {
         self.bytes_lost
     }
 
-    /// Serves the device until it is detached or the server goes.
+    /// Serves the device until it is detached, the server goes, or a request is not answered in time.
     ///
     /// # Errors
-    /// [`AttachError::Refused`] with what ended the connection.
+    /// [`AttachError::Refused`] with what ended the connection, as far as the kernel says so: later ones (6.1 for one) do
+    /// not tell a timeout from a goodbye.
     pub fn serve(self) -> Result<(), AttachError> {
         let end = nbd::do_it(&self.file);
         // The device is to be free for the next whatever these say, and why the connection ended is what is told.

@@ -197,7 +197,7 @@ pub fn attach(uri: &Uri, options: &Options) -> Result<Attached, AttachError> {
     let device = family.connect(options, &plan, &identifier, &sockets)?;
     let attached =
         Attached { uri: uri.clone(), link, plan, device, connections: sockets.len(), family, deaths };
-    match device.adjust(&attached.plan) {
+    match device.took(&attached.plan).and_then(|()| device.limit_requests(&attached.plan)) {
         Ok(()) => Ok(attached),
         Err(error) => {
             let Attached { mut family, .. } = attached;
