@@ -29,6 +29,7 @@ mod record;
 mod session;
 #[cfg(test)]
 mod tests;
+mod unverified;
 
 pub use certificates::{CertificateError, Certificates, ClientCertificates, Expiry};
 pub use fault::Fault;
