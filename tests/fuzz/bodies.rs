@@ -4,6 +4,10 @@
 //! the tests.
 #![allow(dead_code)] // each fuzz target uses one of them
 
+#[path = "records.rs"]
+mod records;
+
+pub(crate) use records::tls;
 use ringnbd::proto::reply_decode::{Pending, Reply};
 use ringnbd::proto::{
     Admission, BlockSizes, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, ExportInfo,

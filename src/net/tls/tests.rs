@@ -424,3 +424,23 @@ fn files_that_are_no_use_are_named() {
     fs::write(place.join("ca-cert.pem"), "").expect("writes");
     refused("ca-cert.pem holds no certificate");
 }
+
+/// rustls must not be asked again about what it has refused: it refuses once.
+#[test]
+fn garbage_behind_garbage_is_refused_once() {
+    let (directory, _) = directory();
+    let mut bytes = pattern(500, 3);
+    for first in [0, 20, 21, 22, 23, 0x80, b'I'] {
+        bytes[0] = first;
+        let mut server =
+            Handshake::server(Certificates::load(directory.path(), true).expect("loads").current())
+                .expect("a server");
+        let mut out = Vec::new();
+        let mut refused = false;
+        for part in bytes.chunks(9) {
+            refused |= server.advance(part, &mut out).is_err();
+        }
+        assert!(refused || matches!(first, 20..=23), "{first}");
+        assert!(out.len() <= 14, "{out:02x?}");
+    }
+}
