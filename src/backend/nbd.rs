@@ -13,7 +13,7 @@
 //! A block of the other server's that a request changes in part is read, changed and written back. [`Ranges`] keeps other
 //! requests, of all shards, away from it meanwhile.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,12 +40,14 @@ pub struct Nbd {
     opening: Semaphore,
     /// Until when, in [`rt::clock_ns`], and how, attempts to make one are answered without making one.
     refused: RefCell<Option<(u64, Failure)>>,
+    /// How often the client had reconnected when the first write was answered that no flush has covered yet.
+    unflushed_since: Cell<Option<u64>>,
 }
 
 impl Nbd {
     pub(super) fn attach(upstream: Arc<Upstream>) -> Self {
         let (client, refused) = (RefCell::new(None), RefCell::new(None));
-        Self { upstream, client, opening: Semaphore::new(1), refused }
+        Self { upstream, client, opening: Semaphore::new(1), refused, unflushed_since: Cell::new(None) }
     }
 
     pub(super) async fn read(&self, buffer: Buffer, offset: u64) -> Done {
@@ -77,17 +79,33 @@ impl Nbd {
             Err(failure) => return (Err(failure), buffer),
         };
         let (result, buffer) = client.write_with(position, buffer, fua_flag(fua)).await;
+        self.note_unflushed(&client);
         (result.map_err(|error| self.failed(&error)), buffer)
     }
 
     pub(super) async fn flush(&self) -> Result<(), Failure> {
         let client = self.client().await?;
-        client.flush().await.map_err(|error| self.failed(&error))
+        let since = self.unflushed_since.take();
+        let flushed = client.flush().await;
+        if flushed.is_ok() && since.is_some_and(|since| since != client.reconnects()) {
+            tracing::warn!(
+                "{}: it was gone between writes and the flush that covers them: if its machine died, or it keeps writes to \
+                 itself, what it had answered may be lost",
+                self.upstream.uri
+            );
+        }
+        flushed.map_err(|error| self.failed(&error))
+    }
+
+    fn note_unflushed(&self, client: &Client) {
+        let since = self.unflushed_since.get().unwrap_or_else(|| client.reconnects());
+        self.unflushed_since.set(Some(since));
     }
 
     pub(super) async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), Failure> {
         let position = self.position(offset);
         let (client, _held) = self.hold(position, length).await?;
+        self.note_unflushed(&client);
         client.trim(position, length, fua_flag(fua)).await.map_err(|error| self.failed(&error))
     }
 
@@ -101,6 +119,7 @@ impl Nbd {
         ];
         let flags = flags.into_iter().filter(|(holds, _)| *holds);
         let flags = flags.fold(CommandFlags::NONE, |flags, (_, flag)| flags | flag);
+        self.note_unflushed(&client);
         client.write_zeroes(position, length, flags).await.map_err(|error| self.failed(&error))
     }
 

@@ -91,6 +91,8 @@ pub struct ExportOptions {
     pub writes: Option<Writes>,
     /// Leave the export out of lists, `hidden=on`; it can still be opened by name.
     pub hidden: bool,
+    /// Serve it to encrypted connections only, `tls=require`.
+    pub tls: bool,
     /// Say what the device is, `rotational=on|off`; asked of the kernel if `None`.
     pub rotational: Option<bool>,
     /// How to talk to the server behind an NBD URI.
@@ -111,6 +113,7 @@ impl Default for ExportOptions {
             writethrough: false,
             writes: None,
             hidden: false,
+            tls: false,
             rotational: None,
             upstream: UpstreamOptions::default(),
         }
@@ -155,6 +158,8 @@ pub enum SpecError {
     OptionSwitch { key: String, value: String },
     #[error("option `writes` cannot be `{value}`: write auto, ring, thread, inline or adaptive")]
     OptionWrites { value: String },
+    #[error("option `tls` cannot be `{value}`: write require (or leave it out, and --tls decides)")]
+    OptionTls { value: String },
     #[error("option `{key}` makes no sense for `{backend}`, which has no {lacks} behind it")]
     OptionUseless { key: &'static str, backend: &'static str, lacks: &'static str },
     #[error("option `{key}` cannot be `{value}`: write a whole number{hint}")]
@@ -170,7 +175,7 @@ pub enum SpecError {
 }
 
 pub(super) const BACKENDS: &str = "file:PATH, block:PATH, memory:SIZE, null:SIZE, faulty:SEED:BACKEND, nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH";
-const OPTIONS: &str = "offset, size, readonly, description, direct, iopoll, strict, lock, writethrough, writes, hidden, rotational, connections, reconnect-delay, open-timeout, request-timeout";
+const OPTIONS: &str = "offset, size, readonly, description, direct, iopoll, strict, lock, writethrough, writes, hidden, tls, rotational, connections, reconnect-delay, open-timeout, request-timeout";
 /// More connections to one server than any has use for.
 const CONNECTIONS_MAX: u64 = 64;
 const SECONDS_MAX: u64 = 1_000_000_000;
@@ -310,6 +315,7 @@ impl ExportOptions {
             "description" => "TEXT",
             "lock" => "off",
             "writes" => "auto",
+            "tls" => "require",
             "connections" => "4",
             "reconnect-delay" | "open-timeout" | "request-timeout" => "30",
             _ if is_option(key) => "on",
@@ -358,6 +364,8 @@ impl ExportOptions {
                 }
             }
             "hidden" => self.hidden = switch()?,
+            "tls" if value == "require" => self.tls = true,
+            "tls" => return Err(SpecError::OptionTls { value: value.to_owned() }),
             "connections" => match usize::try_from(number(CONNECTIONS_MAX, " from 1 to 64")?) {
                 Ok(count @ 1..) => self.upstream.connections = count,
                 _ => {

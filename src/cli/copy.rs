@@ -28,7 +28,7 @@ Examples:
 
 A file at the destination is emptied first and gets the size of the source; holes stay holes. An export or a device must
 be at least as large as the source, and keeps what lies behind it. When a server goes away requests wait for it to come
-back, and the copy goes on where it was.")]
+back, and the copy goes on where it was; what the server may have lost is copied again.")]
 pub(super) struct Copy {
     /// Where from: FILE, DEVICE, - for standard input, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_parser = OsStringValueParser::new().try_map(Place::parse))]

@@ -1,6 +1,7 @@
 //! `ringnbd info`: what a server exports, what can be done with it, and where its data is. Words, keys and layout are those
 //! of nbdinfo, so that scripts move over.
 
+mod content;
 mod describe;
 mod map;
 
@@ -67,8 +68,12 @@ pub(super) struct Info {
     #[arg(long, value_name = "FLAG")]
     is: Option<String>,
 
-    /// As if not given: content is never looked at
-    #[arg(long, hide = true)]
+    /// Tell what the exports hold, as file(1) sees it, with --list as well
+    #[arg(long, conflicts_with_all = ["size", "map", "can", "is"])]
+    content: bool,
+
+    /// Do not look at what the export holds
+    #[arg(long, conflicts_with = "content")]
     no_content: bool,
 }
 
@@ -79,6 +84,8 @@ struct Facts {
     /// Headers that were agreed on.
     dialect: Dialect,
     exports: Vec<Found>,
+    /// What each of them holds, if that was looked at.
+    contents: Vec<Option<String>>,
 }
 
 impl Info {
@@ -89,7 +96,10 @@ impl Info {
         if let Some(context) = self.map.clone() {
             return self.print_map(context);
         }
-        let facts = self.facts()?;
+        let mut facts = self.facts()?;
+        if !self.size && (self.content || !(self.list || self.no_content)) {
+            facts.contents = contents(&facts)?;
+        }
         let text = match facts.exports.first() {
             Some(found) if self.size => {
                 let (size, _) = found.export.unwrap_or_default();
@@ -188,14 +198,33 @@ async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
     };
     let dialect = exports.first().map_or(Some(Dialect::Simple), |found| found.dialect);
     let Some(dialect) = dialect else {
-        return Ok(Facts { uri, protocol: "oldstyle", dialect: Dialect::Simple, exports });
+        return Ok(Facts {
+            uri,
+            protocol: "oldstyle",
+            dialect: Dialect::Simple,
+            exports,
+            contents: Vec::new(),
+        });
     };
     let protocol = "newstyle-fixed";
     if list {
-        return Ok(Facts { uri, protocol, dialect, exports });
+        return Ok(Facts { uri, protocol, dialect, exports, contents: Vec::new() });
     }
     let contexts = exports.into_iter().next().map(|found| found.contexts).unwrap_or_default();
     opened(uri, protocol, contexts).await
+}
+
+fn contents(facts: &Facts) -> anyhow::Result<Vec<Option<String>>> {
+    let exports = facts.exports.iter().map(|found| Uri { export: found.name.clone(), ..facts.uri.clone() });
+    let exports: Vec<_> = exports.collect();
+    let heads = client::block_on(async move {
+        let mut heads = Vec::with_capacity(exports.len());
+        for uri in &exports {
+            heads.push(content::head(uri, PATIENCE).await?);
+        }
+        Ok::<_, ConnectError>(heads)
+    })??;
+    Ok(heads.iter().map(|head| content::guess(head.as_ref()?)).collect())
 }
 
 async fn opened(uri: Uri, protocol: &'static str, contexts: Vec<String>) -> Result<Facts, ConnectError> {
@@ -212,5 +241,5 @@ async fn opened(uri: Uri, protocol: &'static str, contexts: Vec<String>) -> Resu
         dialect: Some(dialect),
         refused: None,
     };
-    Ok(Facts { uri, protocol, dialect, exports: vec![export] })
+    Ok(Facts { uri, protocol, dialect, exports: vec![export], contents: Vec::new() })
 }

@@ -36,6 +36,7 @@ mod run;
 mod serve;
 mod start;
 mod stats_socket;
+mod tls;
 mod value;
 mod watch;
 

@@ -19,8 +19,8 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    pub(super) fn of(listeners: &[Listener], export: &str) -> Self {
-        let uri = listeners.first().map(|listener| listener.uri(export)).unwrap_or_default();
+    pub(super) fn of(listeners: &[Listener], uri: impl Fn(&Listener) -> String) -> Self {
+        let uri = listeners.first().map(uri).unwrap_or_default();
         let (mut unixsocket, mut port) = (None, None);
         for listener in listeners {
             match &listener.bound {
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn the_command_finds_the_server_and_its_code_is_kept() {
         let listeners = Listen::parse("127.0.0.1:0").expect("parses").bind(1).expect("binds");
-        let environment = Environment::of(&listeners, "a b");
+        let environment = Environment::of(&listeners, |listener| listener.uri("a b"));
         let check = format!(
             "test \"$uri\" = 'nbd://127.0.0.1:{0}/a%20b' && test $port = {0} || exit 1; test -z \"$unixsocket\" && exit 7",
             environment.port

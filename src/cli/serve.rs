@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::access::{Access, RULES};
+use super::tls::Tls;
 use super::value::{AutoOff, AutoOr, When, ZeroCopy};
 use super::{log, report::Report, start, value, watch};
 use crate::backend::ExportSpec;
@@ -19,6 +20,7 @@ Exports, [NAME=]BACKEND[,key=value...]:
   block:PATH         a block device
   memory:SIZE        memory that is gone when the server ends
   null:SIZE          reads zeroes and forgets writes: measures the path itself
+  nbd://HOST/EXPORT  an export of another server, by any NBD URI
   faulty:SEED:BACKEND  another backend with failures, repeatable, to test clients
 Without NAME= the export is the default one, \"\". A comma in a path is written
 twice. SIZE is bytes, or a number with K, M, G, T or P (binary).
@@ -28,6 +30,7 @@ Keys of an export:
   offset=SIZE        first byte that is served
   size=SIZE          bytes served from there
   description=TEXT   text for those who list exports
+  tls=require        serve it through TLS only; without TLS it is not listed
   hidden=on          leave it out of lists; it opens by name
   writethrough=on    every write is durable before its reply
   writes=auto        who does buffered writes: ring, thread, inline (the shard)
@@ -40,9 +43,18 @@ Keys of an export:
   lock=off           do not keep other writers out
   rotational=on|off  what the disk is; without it the kernel is asked
 
+Keys of another server's export:
+  connections=N      connections of each shard, if that server says that several
+                     are safe [1]
+  reconnect-delay=S  seconds that requests wait for a lost connection [60]
+  open-timeout=S     seconds to wait for a server that is still starting [0]
+  request-timeout=S  seconds without an answer after which it counts as gone;
+                     0 is never [0]
+
 Signals:
   SIGTERM, SIGINT    drain: finish what is in flight; a second one ends at once
   SIGUSR1            print the latency table on standard error
+  SIGHUP             load the certificates again, for connections from then on
 
 Environment:
   RINGNBD_LOG        filter of the log, such as ringnbd=debug
@@ -55,10 +67,11 @@ Examples:
   ringnbd serve a=disk1.img b=block:/dev/loop0 memory:1G
   ringnbd serve -l unix:/run/nbd.sock -r disk.img,direct=on
   ringnbd serve -l 127.0.0.1:0 memory:1G --run 'nbdinfo \"$uri\"'
+  ringnbd serve disk=nbd://old-server/disk,reconnect-delay=300
   ringnbd serve a=1.img b=2.img --deny ip=10.0.9.0/24 --allow export=a --allow right=read
   ringnbd serve disk.img --hdr-log latency.hlog --hgrm latency --stats";
 
-/// Serve files, block devices or memory to NBD clients
+/// Serve files, block devices, memory or other servers' exports to NBD clients
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXPORTS}\n{RULES}\n{EXAMPLES}"))]
 pub(super) struct Serve {
@@ -84,6 +97,9 @@ pub(super) struct Serve {
     /// Greet with the oldstyle handshake, for clients from before 2011; needs exactly one export
     #[arg(long, help_heading = "Protocol")]
     pub(super) oldstyle: bool,
+
+    #[command(flatten)]
+    pub(super) tls: Tls,
 
     #[command(flatten)]
     pub(super) access: Access,

@@ -1,6 +1,7 @@
 //! From options to a server that is ready: sockets, exports, shards, then the word that it is so.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use sd_notify::NotifyState;
@@ -13,6 +14,7 @@ use super::serve::Serve;
 use super::stats_socket::StatsSocket;
 use super::value::AutoOff;
 use super::watch::{self, Event, Events, Running};
+use crate::backend::ExportSpec;
 use crate::net::listen::{self, Listen, Listener, PORT};
 use crate::server::{Config, Limits, Sending, Server};
 
@@ -29,16 +31,15 @@ pub(super) fn start(
     verbose: bool,
 ) -> anyhow::Result<Running> {
     descriptors::make_room(serve.max_connections, serve.exports.len());
+    let encryption = serve.tls.encryption()?;
     let listeners = listeners(&serve.listen)?;
     let stats_socket = serve.stats_socket.as_deref().map(StatsSocket::bind).transpose()?;
     for export in &mut serve.exports {
         export.options.readonly |= serve.read_only;
     }
-    let export_names: Vec<_> = serve.exports.iter().map(|export| export.name.clone()).collect();
-    // What a client gets that names nothing; if nobody gets that, the first.
-    let preferred = export_names.iter().find(|name| name.is_empty()).or_else(|| export_names.first());
-    let environment = Environment::of(&listeners, preferred.map_or("", String::as_str));
-    let uris = uris(&listeners, &export_names);
+    let names = Names::of(&serve);
+    let environment = Environment::of(&listeners, |listener| names.preferred(listener));
+    let uris = names.all(&listeners);
     let places: Vec<_> = listeners.iter().map(|listener| listener.bound.to_string()).collect();
     let config = Config {
         exports: serve.exports,
@@ -51,6 +52,7 @@ pub(super) fn start(
         sending: Sending { zero_copy: serve.zero_copy.into(), send_zc: serve.send_zc == AutoOff::Auto },
         oldstyle: serve.oldstyle,
         rules: serve.access.rules,
+        encryption: encryption.clone(),
         limits: Limits {
             connections_max: serve.max_connections,
             window: serve.window,
@@ -89,7 +91,7 @@ pub(super) fn start(
         }
         None => None,
     };
-    Ok(Running { server, pid_file, stats_socket, child })
+    Ok(Running { server, pid_file, stats_socket, encryption, child })
 }
 
 /// Inherited sockets and those asked for; the default when there are neither.
@@ -104,14 +106,42 @@ fn listeners(asked: &[Listen]) -> anyhow::Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-/// A line for each listener and export.
-fn uris(listeners: &[Listener], export_names: &[String]) -> String {
-    let mut lines = String::new();
-    for listener in listeners {
-        for name in export_names {
-            // A String takes whatever is written to it.
-            let _ = writeln!(lines, "{}", listener.uri(name));
+/// What clients call the exports.
+struct Names {
+    /// With whether it takes TLS to get there.
+    exports: Vec<(String, bool)>,
+    certificates: Option<PathBuf>,
+}
+
+impl Names {
+    fn of(serve: &Serve) -> Self {
+        let required = serve.tls.is_required();
+        let of_one = |export: &ExportSpec| (export.name.clone(), required || export.options.tls);
+        Self { exports: serve.exports.iter().map(of_one).collect(), certificates: serve.tls.directory() }
+    }
+
+    fn uri(&self, listener: &Listener, (name, needs_tls): &(String, bool)) -> String {
+        match &self.certificates {
+            Some(directory) if *needs_tls => listener.uri_with_tls(name, directory),
+            _ => listener.uri(name),
         }
     }
-    lines
+
+    /// What a client gets that names nothing; if nobody gets that, the first.
+    fn preferred(&self, listener: &Listener) -> String {
+        let unnamed = self.exports.iter().find(|(name, _)| name.is_empty());
+        unnamed.or_else(|| self.exports.first()).map_or_else(String::new, |export| self.uri(listener, export))
+    }
+
+    /// A line for each listener and export.
+    fn all(&self, listeners: &[Listener]) -> String {
+        let mut lines = String::new();
+        for listener in listeners {
+            for export in &self.exports {
+                // A String takes whatever is written to it.
+                let _ = writeln!(lines, "{}", self.uri(listener, export));
+            }
+        }
+        lines
+    }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   SIGTERM, SIGINT ---> drain ----(again)----> stop
 //!   SIGUSR1 -----------> print the table
+//!   SIGHUP ------------> load the certificates again
 //!   --stats-socket ----> a snapshot for its reader
 //!   the --run child ends, or fails to: drain, keep its code
 //!   the interval ends -> a line in the log
@@ -19,15 +20,15 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::pid_file::PidFile;
 use super::report::Report;
-use super::run;
+use super::{run, tls};
 use crate::metrics::Snapshot;
 use crate::net::listen::PathGuard;
-use crate::server::Server;
+use crate::server::{Encryption, Server};
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Events {
     /// Takes the signals from here on, and the death of the parent for one more SIGTERM if it matters.
     pub(super) fn listen(exit_with_parent: bool) -> anyhow::Result<Self> {
         let (sender, receiver) = channel();
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("cannot take signals")?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot take signals")?;
         let to_main = sender.clone();
         spawn("signals", move || {
             for signal in signals.forever() {
@@ -109,6 +110,7 @@ pub(super) struct Running {
     pub(super) server: Server,
     pub(super) pid_file: Option<PidFile>,
     pub(super) stats_socket: Option<PathGuard>,
+    pub(super) encryption: Option<Encryption>,
     /// The command of `--run`, until it ended.
     pub(super) child: Option<Pid>,
 }
@@ -123,6 +125,7 @@ impl Running {
             match events.next(report.due()) {
                 None => report.interval(self.server.snapshot()),
                 Some(Event::Signal(SIGUSR1)) => report.print_table(&self.server.snapshot()),
+                Some(Event::Signal(SIGHUP)) => tls::reload(self.encryption.as_ref()),
                 Some(Event::Signal(_)) if draining => {
                     tracing::warn!("second signal: ending at once");
                     self.server.stop();

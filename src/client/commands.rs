@@ -173,8 +173,8 @@ impl Client {
         Ok(())
     }
 
-    /// Makes all writes that have returned durable, whichever connection they went over. A server that does not offer
-    /// FLUSH has nothing to flush.
+    /// Makes all writes that have returned durable, whichever connection they went over, unless the server lost them before
+    /// ([`Client::reconnects`]). A server that does not offer FLUSH has nothing to flush.
     ///
     /// # Errors
     /// [`Error`].

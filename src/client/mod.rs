@@ -93,6 +93,7 @@ mod session;
 mod status;
 mod uri;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -182,7 +183,14 @@ impl Client {
         let count = if several { options.connections.max(1) } else { 1 };
         let contexts = link.contexts.iter().map(|(_, name)| name.clone()).collect();
         let bounds = Bounds::of(&link);
-        let common = Rc::new(Common { uri: uri.clone(), options, link, changed: Event::new() });
+        let common = Rc::new(Common {
+            uri: uri.clone(),
+            options,
+            link,
+            changed: Event::new(),
+            opened_ns: rt::clock_ns(),
+            reconnects: Cell::new(0),
+        });
         let mut lanes = vec![Lane::start(&common, Some(first))];
         // The others connect meanwhile; a server that does not let them is still served by the first.
         lanes.extend((1..count).map(|_| Lane::start(&common, None)));
@@ -223,6 +231,14 @@ impl Client {
     /// Connections that are up.
     pub fn connections(&self) -> usize {
         self.inner.lanes.iter().filter(|lane| matches!(*lane.state(), State::Connected(_))).count()
+    }
+
+    /// Connections made since the client was opened, beyond its first ones.
+    ///
+    /// When this grows the server may have restarted, and may then have lost what it had answered and not flushed. Whoever
+    /// has to be sure writes that again: what was written before this had the value that it still has after a flush.
+    pub fn reconnects(&self) -> u64 {
+        self.inner.common.reconnects.get()
     }
 
     /// Waits until what is in flight is answered, then says goodbye on all connections. Later requests fail with

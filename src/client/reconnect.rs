@@ -17,6 +17,7 @@
 //! the next connection: set that timeout where a late write does no harm, or where what serves the export is fenced.
 
 use std::cell::{Cell, Ref, RefCell};
+use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ use crate::rt::{self, timer};
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Attempts become rarer up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A lane's first connection belongs to the client's beginning if it is made within so long: no server restarts faster
+/// without ending the connections that it has.
+const BEGINNING_MAX: Duration = Duration::from_secs(1);
 
 /// What the lanes of one client share.
 pub(super) struct Common {
@@ -42,6 +46,9 @@ pub(super) struct Common {
     pub(super) link: Link,
     /// A lane changed its state.
     pub(super) changed: Event,
+    pub(super) opened_ns: u64,
+    /// Connections made since, beyond those of the beginning.
+    pub(super) reconnects: Cell<u64>,
 }
 
 /// What a lane can do for a request.
@@ -186,6 +193,7 @@ impl Lane {
 
 async fn keep(lane: &Rc<Lane>, first: Option<Connection>) {
     let mut next = first;
+    let mut is_first = true;
     let mut pause = Duration::ZERO;
     loop {
         let connection = match next.take() {
@@ -195,6 +203,10 @@ async fn keep(lane: &Rc<Lane>, first: Option<Connection>) {
                 None => return,
             },
         };
+        // Counted before anything is sent on it.
+        if !mem::take(&mut is_first) || lane.common.is_past_beginning() {
+            lane.common.reconnects.update(|count| count + 1);
+        }
         if lane.has_quit() {
             connection.leave().await;
             return;
@@ -226,6 +238,10 @@ async fn keep(lane: &Rc<Lane>, first: Option<Connection>) {
 impl Common {
     pub(super) fn address(&self) -> String {
         self.uri.address.to_string()
+    }
+
+    fn is_past_beginning(&self) -> bool {
+        u128::from(rt::clock_ns().saturating_sub(self.opened_ns)) > BEGINNING_MAX.as_nanos()
     }
 
     /// One attempt.

@@ -203,6 +203,19 @@ impl End {
         }
     }
 
+    /// Whether what was written may be gone before it was flushed, and the copy go on.
+    pub(super) fn may_forget(&self) -> bool {
+        matches!(self, Self::Nbd { .. })
+    }
+
+    /// How often it came back.
+    pub(super) fn reconnects(&self) -> u64 {
+        match self {
+            Self::Nbd { client, .. } => client.reconnects(),
+            _ => 0,
+        }
+    }
+
     /// Lets go whoever waits for something that will not come any more.
     pub(super) fn stop(&self) {
         match self {

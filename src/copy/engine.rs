@@ -6,11 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::iter;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::end::End;
 use super::error::CopyError;
+use super::ledger::{Entry, Ledger};
 use super::plan::{self, Step};
 use super::report::{Progress, Summary, add};
 use super::stream::Stream;
@@ -41,11 +44,18 @@ pub(super) struct Engine {
     /// The destination reads as zeroes already, and may go on having holes there.
     is_blank: bool,
     depth: usize,
-    slots: Semaphore,
+    pub(super) slots: Semaphore,
     is_stopped: Cell<bool>,
     /// It has just stopped.
     turned: Event,
     failure: RefCell<Option<CopyError>>,
+    pub(super) ledger: RefCell<Ledger>,
+    /// Whose turn it is to flush.
+    pub(super) flushing: Semaphore,
+    /// Data since the last flush.
+    pub(super) unflushed: Cell<u64>,
+    /// What is written was written before.
+    pub(super) is_repeating: Cell<bool>,
 }
 
 /// Carries out a job.
@@ -69,6 +79,7 @@ pub(super) async fn copy(job: Job, mut watch: impl FnMut(&Progress)) -> Result<S
         data_bytes: progress.data.get(),
         zeroed_bytes: progress.zeroed.get(),
         skipped_bytes: progress.skipped.get(),
+        repeated_bytes: progress.repeated.get(),
         verified_bytes: progress.verified(),
         elapsed: start.elapsed(),
     })
@@ -103,6 +114,10 @@ impl Engine {
             is_stopped: Cell::new(false),
             turned: Event::new(),
             failure: RefCell::new(None),
+            ledger: RefCell::default(),
+            flushing: Semaphore::new(1),
+            unflushed: Cell::new(0),
+            is_repeating: Cell::new(false),
             progress: Rc::new(progress),
             source,
             destination,
@@ -116,30 +131,36 @@ impl Engine {
     async fn work(self: &Rc<Self>) -> Result<(), CopyError> {
         match &self.source {
             End::Stream(stream) => self.drain(stream).await?,
-            _ => self.walk(Deed::Copy).await?,
+            _ => self.walk(Deed::Copy, self.everything()).await?,
         }
-        if self.job.flush {
-            self.destination.flush().await?;
-        }
+        self.assure(self.job.flush).await?;
         if self.job.verify {
             self.progress.is_verifying.set(true);
-            self.walk(Deed::Compare).await?;
+            self.walk(Deed::Compare, self.everything()).await?;
+            self.assure(false).await?;
         }
         Ok(())
     }
 
-    /// Does something with all of a source that can be read anywhere.
-    async fn walk(self: &Rc<Self>, deed: Deed) -> Result<(), CopyError> {
-        let size = self.source.size().unwrap_or(0);
+    fn everything(&self) -> Vec<Range<u64>> {
+        iter::once(0..self.source.size().unwrap_or(0)).collect()
+    }
+
+    /// Does something with ranges of a source that can be read anywhere. They begin and end where steps do.
+    pub(super) async fn walk(self: &Rc<Self>, deed: Deed, ranges: Vec<Range<u64>>) -> Result<(), CopyError> {
         let ahead = Rc::new(Ahead { windows: Queue::new(), room: Semaphore::new(AHEAD) });
-        rt::spawn(look_ahead(Rc::clone(self), Rc::clone(&ahead), size));
-        let mut reached = 0;
-        while reached < size && !self.is_stopped.get() {
+        rt::spawn(look_ahead(Rc::clone(self), Rc::clone(&ahead), ranges));
+        while !self.is_stopped.get() {
             ahead.windows.ready(|| false).await;
             let Some(steps) = ahead.windows.pop() else { continue };
+            if steps.is_empty() {
+                break;
+            }
             ahead.room.release(1);
             for step in steps {
-                reached = step.end();
+                if deed == Deed::Copy && !step.zero {
+                    self.flush_now_and_then(step.length).await;
+                }
                 self.slots.acquire(1).await;
                 if self.is_stopped.get() {
                     self.slots.release(1);
@@ -169,6 +190,7 @@ impl Engine {
                 self.slots.release(1);
                 break;
             }
+            self.flush_now_and_then(self.request).await;
             // A pipe may be silent for long after the destination has failed.
             let fill = async { stream.fill(at, Buffer::acquire(request).await).await };
             let mut buffer = match select(fill, self.stopped()).await {
@@ -215,7 +237,10 @@ impl Engine {
 
     async fn carry(&self, step: Step) -> Result<(), CopyError> {
         if step.zero {
-            return self.zero(step.offset, step.length).await;
+            let reconnects = self.destination.reconnects();
+            self.zero(step.offset, step.length).await?;
+            self.enter(Entry { range: step.offset..step.end(), reconnects, digest: None });
+            return Ok(());
         }
         let length = usize::try_from(step.length).unwrap_or(usize::MAX);
         let (result, buffer) = self.source.read(step.offset, Buffer::acquire(length).await).await;
@@ -223,13 +248,23 @@ impl Engine {
         self.put(step.offset, buffer).await
     }
 
-    /// Writes what was read, without its zeroes.
+    /// Writes what was read.
     async fn put(&self, offset: u64, buffer: Buffer) -> Result<(), CopyError> {
+        let is_lasting = !matches!(self.source, End::Stream(_)) || !self.destination.may_forget();
+        let digest = if is_lasting { None } else { Some(crc32fast::hash(&buffer)) };
+        let (range, reconnects) = (offset..offset + buffer.len() as u64, self.destination.reconnects());
+        self.put_sparse(offset, buffer).await?;
+        self.enter(Entry { range, reconnects, digest });
+        Ok(())
+    }
+
+    /// Writes all but zeroes.
+    async fn put_sparse(&self, offset: u64, buffer: Buffer) -> Result<(), CopyError> {
         let length = buffer.len() as u64;
         let runs = if self.sparse > 0 { zeroes::runs(&buffer, self.sparse) } else { Vec::new() };
         if runs.iter().all(|(_, zero)| !zero) {
             self.destination.write(offset, buffer).await?;
-            add(&self.progress.data, length);
+            self.count(&self.progress.data, length);
             return Ok(());
         }
         for (range, _) in runs.iter().filter(|(_, zero)| *zero) {
@@ -237,21 +272,25 @@ impl Engine {
         }
         self.destination.write_data(offset, buffer, &runs).await?;
         let data: usize = runs.iter().filter(|(_, zero)| !zero).map(|(range, _)| range.len()).sum();
-        add(&self.progress.data, data as u64);
+        self.count(&self.progress.data, data as u64);
         Ok(())
     }
 
     async fn zero(&self, offset: u64, length: u64) -> Result<(), CopyError> {
         if self.is_blank {
-            add(&self.progress.skipped, length);
+            self.count(&self.progress.skipped, length);
             return Ok(());
         }
         self.destination.zero(offset, length, self.job.allocated).await?;
-        add(&self.progress.zeroed, length);
+        self.count(&self.progress.zeroed, length);
         Ok(())
     }
 
-    fn end_step(&self, outcome: Result<(), CopyError>) {
+    fn count(&self, kind: &Cell<u64>, bytes: u64) {
+        add(if self.is_repeating.get() { &self.progress.repeated } else { kind }, bytes);
+    }
+
+    pub(super) fn end_step(&self, outcome: Result<(), CopyError>) {
         if let Err(error) = outcome {
             self.fail(error);
         }
@@ -259,7 +298,7 @@ impl Engine {
     }
 
     /// The first failure ends everything; what others say after it is its consequence.
-    fn fail(&self, error: CopyError) {
+    pub(super) fn fail(&self, error: CopyError) {
         if !self.is_stopped.replace(true) {
             *self.failure.borrow_mut() = Some(error);
             self.source.stop();
@@ -268,14 +307,14 @@ impl Engine {
         }
     }
 
-    async fn stopped(&self) {
+    pub(super) async fn stopped(&self) {
         while !self.is_stopped.get() {
             self.turned.wait().await;
         }
     }
 
     /// Waits until no step is under way, or one has failed.
-    async fn settle(&self) -> Result<(), CopyError> {
+    pub(super) async fn settle(&self) -> Result<(), CopyError> {
         // A pipe that nobody reads would hold up the failure of others.
         if let Either::First(()) = select(self.slots.acquire(self.depth), self.stopped()).await {
             self.slots.release(self.depth);
@@ -286,36 +325,37 @@ impl Engine {
 
 /// What is done with each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deed {
+pub(super) enum Deed {
     Copy,
     Compare,
 }
 
-/// Steps that are known before it is their turn.
+/// Steps that are known before it is their turn; none are the end.
 struct Ahead {
     windows: Queue<Vec<Step>>,
     room: Semaphore,
 }
 
-/// Asks where data is while what was found before is copied. After a failure there is one more answer, without steps.
-async fn look_ahead(engine: Rc<Engine>, ahead: Rc<Ahead>, size: u64) {
-    let mut at = 0;
-    while at < size && !engine.is_stopped.get() {
-        ahead.room.acquire(1).await;
-        let end = size.min((at & !(WINDOW_BYTES - 1)).saturating_add(WINDOW_BYTES));
-        let told = if engine.job.extents {
-            engine.source.map(at, end).await
-        } else {
-            Ok(vec![Step::new(&(at..end), false)])
-        };
-        let steps = match told {
-            Ok(told) => plan::steps(&told, size, engine.granule, engine.request),
-            Err(error) => {
-                engine.fail(error);
-                Vec::new()
+/// Asks where data is while what was found before is copied.
+async fn look_ahead(engine: Rc<Engine>, ahead: Rc<Ahead>, ranges: Vec<Range<u64>>) {
+    for Range { start: mut at, end } in ranges {
+        while at < end && !engine.is_stopped.get() {
+            ahead.room.acquire(1).await;
+            let until = end.min((at & !(WINDOW_BYTES - 1)).saturating_add(WINDOW_BYTES));
+            let told = if engine.job.extents {
+                engine.source.map(at, until).await
+            } else {
+                Ok(vec![Step::new(&(at..until), false)])
+            };
+            match told {
+                Ok(told) => {
+                    let steps = plan::steps(&told, end, engine.granule, engine.request);
+                    at = steps.last().map_or(end, Step::end);
+                    ahead.windows.push(steps);
+                }
+                Err(error) => engine.fail(error),
             }
-        };
-        at = steps.last().map_or(size, Step::end);
-        ahead.windows.push(steps);
+        }
     }
+    ahead.windows.push(Vec::new());
 }

@@ -113,6 +113,31 @@ pub enum CopyError {
         /// Bytes of the destination.
         room: u64,
     },
+    /// A server lost what it had answered, and there is no way to write it again.
+    #[error(
+        "{destination} went away and came back without the {length} bytes at {offset} that it had answered, and \
+         {source_name} cannot be read again: begin again"
+    )]
+    Forgotten {
+        /// Where to.
+        destination: String,
+        /// Where from.
+        source_name: String,
+        /// The first byte in question.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
+    /// A server went away each time.
+    #[error(
+        "{label} went away and came back {times} times before what it had lost was written again: it may lack data"
+    )]
+    Unsteady {
+        /// Where.
+        label: String,
+        /// How often.
+        times: usize,
+    },
     /// What was written does not read back.
     #[error("{0}")]
     Differs(Mismatch),

@@ -17,6 +17,7 @@
 //! | `plan` | extents into steps, without I/O |
 //! | `zeroes` | zeroes in what was read |
 //! | `engine` | the steps, many at a time |
+//! | `assurance`, `ledger` | what a server that restarts may have lost |
 //! | `verify` | reading both sides again |
 //! | `report`, `error` | how far it is, what it came to, why it failed |
 //!
@@ -26,12 +27,16 @@
 //! * Nothing is written before everything that can be known to be wrong has been looked at.
 //! * A payload is not copied: the buffer that was read into is written from. The exception are parts of a buffer with zeroes
 //!   in its middle that go to an NBD server, whose header needs the place before them.
+//! * What a server answered and did not make durable counts as lost when it comes back, and is written again, or, where the
+//!   source is a pipe, looked for.
 //! * A step that fails ends the copy; what others were doing is given up, and the first failure is the one that is told.
 
+mod assurance;
 mod end;
 mod engine;
 mod error;
 mod file;
+mod ledger;
 mod open;
 mod place;
 mod plan;

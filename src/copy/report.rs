@@ -12,6 +12,7 @@ pub struct Progress {
     pub(super) data: Cell<u64>,
     pub(super) zeroed: Cell<u64>,
     pub(super) skipped: Cell<u64>,
+    pub(super) repeated: Cell<u64>,
     pub(super) is_verifying: Cell<bool>,
     pub(super) verified: Cell<u64>,
 }
@@ -65,6 +66,8 @@ pub struct Summary {
     pub skipped_bytes: u64,
     /// Of them, read again and compared.
     pub verified_bytes: Option<u64>,
+    /// Copied once more: a server that came back might have lost them.
+    pub repeated_bytes: u64,
     /// From the first attempt to connect to the last goodbye.
     pub elapsed: Duration,
 }
@@ -81,6 +84,7 @@ impl Summary {
             "data_bytes": self.data_bytes,
             "zeroed_bytes": self.zeroed_bytes,
             "skipped_bytes": self.skipped_bytes,
+            "repeated_bytes": self.repeated_bytes,
             "seconds": (seconds * 1e6).round() / 1e6,
             "bytes_per_second": (self.bytes as f64 / seconds.max(1e-9)).round(),
         });

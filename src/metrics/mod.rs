@@ -95,6 +95,12 @@ indexed! {
         ProtocolViolations = "protocol_violations",
         /// Decisions, one for each export that a connection asked about, that left it nothing. Without rules none is made.
         AccessDenied = "access_denied",
+        /// TLS sessions that began.
+        TlsBegun = "tls_begun",
+        /// TLS handshakes that failed.
+        TlsFailed = "tls_failed",
+        /// TLS streams that ended without close_notify.
+        TlsCutOff = "tls_cut_off",
         /// Decisions that let the peer know of an export.
         AccessToList = "access_to_list",
         /// Decisions that let the peer read an export.

@@ -6,14 +6,26 @@
 //!    ^ bytes() while it is not empty, else the chunk
 //! ```
 //!
+//! With TLS a chunk holds records. Each is decrypted where it lies when its turn comes, and its data is the chunk's part
+//! from `chunk_at` to `chunk_end`; one that was cut in two is put together in a buffer that then is the staged bytes:
+//!
+//! ```text
+//!   chunk  [header data tag][header data tag][header da      next chunk  ta tag][header ..
+//!                  ^ bytes() ^sealed_at              '---- cut --------------'
+//! ```
+//!
 //! Small payloads lie in the chunk behind their header and are copied once (a 4 KiB copy is about 2 % of a 4 KiB write).
 //! A large one is received straight into the buffer that will be written: the multishot receive is disarmed for it, and
 //! as long as large payloads keep coming only headers are received ahead of them.
+
+mod sealed;
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+
+use sealed::Sealed;
 
 use crate::rt::net::{Receiver, Socket};
 use crate::rt::{Buffer, Received};
@@ -29,9 +41,11 @@ pub struct Inbox {
     staged_at: usize,
     chunk: Option<Received>,
     chunk_at: usize,
+    chunk_end: usize,
     queue: VecDeque<Received>,
     /// The last payload was received in place: expect another, and receive no further than its header.
     in_place: bool,
+    tls: Option<Box<Sealed>>,
 }
 
 impl Inbox {
@@ -43,8 +57,10 @@ impl Inbox {
             staged_at: 0,
             chunk: None,
             chunk_at: 0,
+            chunk_end: 0,
             queue: VecDeque::new(),
             in_place: false,
+            tls: None,
         }
     }
 
@@ -70,21 +86,27 @@ impl Inbox {
             return;
         }
         self.chunk_at += count;
-        if self.chunk_rest().is_empty() {
-            self.chunk = None;
-        }
+        self.let_go();
     }
 
     /// Makes [`Inbox::bytes`] longer, towards `want` bytes in one piece. False at the end of the stream.
     /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// The errno of `recv(2)`.
+    /// The errno of `recv(2)`; `InvalidData` with a [`Fault`](super::tls::Fault) where TLS is broken.
     pub async fn fill(&mut self, want: usize) -> io::Result<bool> {
         if !self.chunk_rest().is_empty() && self.staged.is_empty() {
             self.stage(usize::MAX);
         }
-        if self.chunk_rest().is_empty() {
+        if self.tls.is_some() && self.chunk_rest().is_empty() {
+            let staged = self.staged.len();
+            if !self.fill_sealed().await? {
+                return Ok(false);
+            }
+            if self.staged.len() > staged {
+                return Ok(true);
+            }
+        } else if self.chunk_rest().is_empty() {
             self.chunk = None;
             let have = self.staged.len() - self.staged_at;
             let limit =
@@ -94,8 +116,7 @@ impl Inbox {
                 None => self.receiver.next(limit).await?,
             };
             let Some(received) = next else { return Ok(false) };
-            self.chunk = Some(received);
-            self.chunk_at = 0;
+            self.lay(received);
         }
         if self.staged_at < self.staged.len() {
             let have = self.staged.len() - self.staged_at;
@@ -117,7 +138,7 @@ impl Inbox {
                 self.in_place &= range.len() >= IN_PLACE_MIN;
                 return (Ok(()), buffer);
             }
-            if missing >= IN_PLACE_MIN {
+            if missing >= IN_PLACE_MIN && self.tls.is_none() {
                 return self.read_in_place(buffer, at..range.end).await;
             }
             match self.fill(missing).await {
@@ -174,8 +195,9 @@ impl Inbox {
         self.queue.extend(arrived);
         let mut at = range.start;
         while at < range.end && !self.queue.is_empty() {
-            self.chunk = self.queue.pop_front();
-            self.chunk_at = 0;
+            if let Some(received) = self.queue.pop_front() {
+                self.lay(received);
+            }
             at += self.take(&mut buffer[at..range.end]);
         }
         self.in_place = true;
@@ -195,10 +217,13 @@ impl Inbox {
         while done < target.len() {
             let bytes = self.bytes();
             if bytes.is_empty() {
+                // What is queued with TLS is not decrypted yet.
+                if self.tls.is_some() {
+                    break;
+                }
                 match self.queue.pop_front() {
                     Some(received) => {
-                        self.chunk = Some(received);
-                        self.chunk_at = 0;
+                        self.lay(received);
                         continue;
                     }
                     None => break,
@@ -214,12 +239,28 @@ impl Inbox {
 
     #[inline]
     fn chunk_rest(&self) -> &[u8] {
-        self.chunk.as_ref().map_or(&[], |chunk| &chunk[self.chunk_at..])
+        self.chunk.as_ref().map_or(&[], |chunk| &chunk[self.chunk_at..self.chunk_end])
+    }
+
+    fn lay(&mut self, received: Received) {
+        self.chunk_at = 0;
+        self.chunk_end = received.len();
+        self.chunk = Some(received);
+    }
+
+    /// Gives the chunk back once nothing of it is left.
+    #[inline]
+    fn let_go(&mut self) {
+        if self.chunk_at == self.chunk_end
+            && self.tls.as_ref().is_none_or(|tls| tls.is_past(self.chunk.as_ref()))
+        {
+            self.chunk = None;
+        }
     }
 
     /// Moves up to `count` bytes of the chunk behind those that are staged.
     fn stage(&mut self, count: usize) {
-        let rest = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.chunk_at..]);
+        let rest = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.chunk_at..self.chunk_end]);
         let part = count.min(rest.len());
         if self.staged_at > 0 {
             self.staged.drain(..self.staged_at);
@@ -227,8 +268,6 @@ impl Inbox {
         }
         self.staged.extend_from_slice(&rest[..part]);
         self.chunk_at += part;
-        if self.chunk_rest().is_empty() {
-            self.chunk = None;
-        }
+        self.let_go();
     }
 }

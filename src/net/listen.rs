@@ -229,6 +229,14 @@ impl Listener {
     pub fn uri(&self, export: &str) -> String {
         self.bound.uri(export)
     }
+
+    /// The same through TLS, for a client that verifies the server by what is in `certificates`.
+    pub fn uri_with_tls(&self, export: &str, certificates: &Path) -> String {
+        let plain = self.bound.uri(export);
+        let separator = if plain.contains('?') { '&' } else { '?' };
+        let directory = percent_encoded(certificates.as_os_str().as_encoded_bytes());
+        format!("{}{separator}tls-certificates={directory}", plain.replacen("nbd", "nbds", 1))
+    }
 }
 
 /// A unix socket's place in the file system: removed on drop, if what is there is still ours.
@@ -438,6 +446,23 @@ mod tests {
         assert_eq!(tcp("::", 1).uri("a b"), "nbd://[::1]:1/a%20b");
         assert_eq!(Listen::Unix("/tmp/a+b".into()).uri("x"), "nbd+unix:///x?socket=/tmp/a%2Bb");
         assert_eq!(Listen::Vsock { cid: VSOCK_ANY, port: 9 }.uri(""), "nbd+vsock://1:9/");
+    }
+
+    #[test]
+    fn uris_through_tls_name_the_certificates() {
+        let listeners = Listen::parse("127.0.0.1:0").expect("parses").bind(1).expect("binds");
+        let uri = listeners[0].uri_with_tls("a", Path::new("/etc/a b"));
+        assert!(
+            uri.starts_with("nbds://127.0.0.1:") && uri.ends_with("/a?tls-certificates=/etc/a%20b"),
+            "{uri}"
+        );
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let listeners = Listen::Unix(dir.path().join("s")).bind(1).expect("binds");
+        let uri = listeners[0].uri_with_tls("", Path::new("/c"));
+        assert!(
+            uri.starts_with("nbds+unix:///?socket=/") && uri.ends_with("/s&tls-certificates=/c"),
+            "{uri}"
+        );
     }
 
     #[test]

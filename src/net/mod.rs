@@ -1,8 +1,9 @@
-//! Where clients come in: listening sockets, and the bytes of a connection in order.
+//! Where clients come in: listening sockets, the bytes of a connection in order, and TLS between the two.
 //!
 //! May be imported by `server`, `client`, `cli`; imports `rt`, `sys`. Knows no NBD.
 
 mod inbox;
 pub mod listen;
+pub mod tls;
 
 pub use inbox::Inbox;

@@ -63,6 +63,8 @@ pub enum Lookup<'a> {
     Unknown,
     /// The client may know of it and not open it.
     Forbidden,
+    /// It is there for those who come through TLS, and this client does not (SELECTIVETLS).
+    TlsRequired,
 }
 
 impl<'a> From<Option<&'a ExportInfo>> for Lookup<'a> {

@@ -7,7 +7,7 @@
 //!                               |  \                                  |
 //!                               |   '-- payload of no use --> Skip ---|--> Close (ABORT)
 //!                               v                                     |
-//!                            Payload ---> Asked: Find, List ----------'
+//!                            Payload ---> Asked: Find, List, StartTls -'
 //!                                            '--found--> Transmit (EXPORT_NAME, GO), Close
 //! ```
 //!
@@ -46,11 +46,28 @@ pub enum Style {
     Oldstyle,
 }
 
+/// Whether the channel can, or must, become encrypted (specification, "TLS support").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// NOTLS.
+    #[default]
+    Off,
+    /// SELECTIVETLS: exports may need it ([`Lookup::TlsRequired`]).
+    On {
+        /// Before TLS, what is not there looks like an export that needs it.
+        hides_unknown: bool,
+    },
+    /// FORCEDTLS: nothing is answered without it.
+    Required,
+}
+
 /// Limits of a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandshakeConfig {
     /// Which greeting.
     pub style: Style,
+    /// Whether TLS is offered. There is none with the oldstyle greeting.
+    pub tls: Tls,
     /// Options of one client before it is disconnected. A client may ask twice about each of
     /// many exports, so this is generous.
     pub options_max: u32,
@@ -67,6 +84,7 @@ impl Default for HandshakeConfig {
     fn default() -> Self {
         Self {
             style: Style::Fixed,
+            tls: Tls::Off,
             options_max: 4096,
             option_length_max: 32 << 20,
             option_kept_max: 64 << 10,
@@ -87,6 +105,9 @@ pub enum Step {
     },
     /// Call [`Handshake::listed`] with the exports that may be listed.
     List,
+    /// Flush what was written, shake hands as a TLS server and call [`Handshake::secured`]. Unconsumed bytes are the
+    /// client's part of that handshake, whatever they look like.
+    StartTls,
     /// Flush what was written; unconsumed bytes belong to the session.
     Transmit(Session),
     /// Flush what was written, if the client still reads, and close.
@@ -105,6 +126,7 @@ pub struct Handshake {
     extended: bool,
     selection: Option<Selection>,
     draining: bool,
+    encrypted: bool,
 }
 
 #[derive(Debug)]
@@ -129,6 +151,8 @@ enum Answer {
         option: OptionCode,
         kind: OptionReply,
         text: String,
+        /// Close after it.
+        leave: bool,
     },
 }
 
@@ -140,6 +164,7 @@ enum Question {
     Info { go: bool, request: InfoRequest },
     Meta(MetaRequest),
     List,
+    Tls,
 }
 
 impl Question {
@@ -150,6 +175,7 @@ impl Question {
             | Self::Info { request: InfoRequest { name, .. }, .. }
             | Self::Meta(MetaRequest { name, .. }) => Step::Find { name: name.clone() },
             Self::List => Step::List,
+            Self::Tls => Step::StartTls,
         }
     }
 }
@@ -178,6 +204,7 @@ impl Handshake {
             extended: false,
             selection: None,
             draining: false,
+            encrypted: false,
         }
     }
 
@@ -247,6 +274,22 @@ impl Handshake {
         Step::Receive
     }
 
+    /// Answers [`Step::StartTls`]: what follows comes through TLS. What was negotiated before is forgotten, since anybody on
+    /// the way could have said it.
+    pub fn secured(&mut self) {
+        debug_assert!(
+            matches!(self.state, State::Asked(Question::Tls)),
+            "secured() answers Step::StartTls only"
+        );
+        if matches!(self.state, State::Asked(Question::Tls)) {
+            self.structured = false;
+            self.extended = false;
+            self.selection = None;
+            self.encrypted = true;
+            self.state = State::Header;
+        }
+    }
+
     /// One transition. `None` without progress of the cursor asks for more bytes.
     fn turn(&mut self, cursor: &mut Cursor<'_>, out: &mut Vec<u8>) -> Result<Option<Step>, Violation> {
         match &mut self.state {
@@ -287,6 +330,9 @@ impl Handshake {
         }
         self.fixed = flags.contains(ClientFlags::FIXED_NEWSTYLE);
         self.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
+        if !self.fixed && self.config.tls == Tls::Required {
+            return Err(Violation::NeedsTls);
+        }
         self.state = State::Header;
         Ok(())
     }
@@ -325,7 +371,8 @@ impl Handshake {
     /// The answer to an option that does not depend on its payload; `None`: keep the payload.
     fn judge(&self, header: OptionHeader) -> Result<Option<Answer>, Violation> {
         let OptionHeader { code, length } = header;
-        let refuse = |kind, text: String| Ok(Some(Answer::Refuse { option: code, kind, text }));
+        let refuse = |kind, text: String| Ok(Some(Answer::Refuse { option: code, kind, text, leave: false }));
+        let must_encrypt = self.config.tls == Tls::Required && !self.encrypted;
         match code {
             OptionCode::ABORT => return Ok(Some(Answer::Abort)),
             OptionCode::EXPORT_NAME if self.extended => {
@@ -334,11 +381,25 @@ impl Handshake {
             OptionCode::EXPORT_NAME if length > self.name_length_max() => {
                 return Err(Violation::ExportName("with a name that is too long"));
             }
+            OptionCode::EXPORT_NAME if must_encrypt => return Ok(Some(Answer::Leave)),
+            OptionCode::STARTTLS => {}
+            _ if must_encrypt => {
+                let text = format!("{code} is not answered without TLS here; begin with STARTTLS");
+                return refuse(OptionReply::ERR_TLS_REQD, text);
+            }
+            _ => {}
+        }
+        match code {
             OptionCode::EXPORT_NAME if self.draining => return Ok(Some(Answer::Leave)),
             _ if self.draining => {
                 return refuse(OptionReply::ERR_SHUTDOWN, "the server is shutting down".to_owned());
             }
             OptionCode::EXPORT_NAME => {}
+            // What comes next is meant for TLS, and where it begins can only be guessed.
+            OptionCode::STARTTLS if length > 0 && self.config.tls != Tls::Off && !self.encrypted => {
+                let (kind, text) = (OptionReply::ERR_INVALID, format!("{code} takes no data"));
+                return Ok(Some(Answer::Refuse { option: code, kind, text, leave: true }));
+            }
             OptionCode::LIST
             | OptionCode::STARTTLS
             | OptionCode::STRUCTURED_REPLY
@@ -366,9 +427,11 @@ impl Handshake {
 
     fn after_skip(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         match std::mem::replace(&mut self.state, State::Header) {
-            State::Skip { then: Answer::Refuse { option, kind, text }, .. } => {
+            State::Skip { then: Answer::Refuse { option, kind, text, leave }, .. } => {
                 option::refuse(out, option, kind, &text);
-                return None;
+                if !leave {
+                    return None;
+                }
             }
             State::Skip { then: Answer::Abort, .. } => option::ack(out, OptionCode::ABORT),
             _ => {}
@@ -393,8 +456,7 @@ impl Handshake {
             }
             OptionCode::LIST => Ok(Question::List),
             OptionCode::STARTTLS => {
-                self.start_tls(out);
-                return Ok(None);
+                return Ok(self.start_tls(out));
             }
             OptionCode::STRUCTURED_REPLY => {
                 self.structured_reply(out);

@@ -46,7 +46,7 @@ pub use cursor::Cursor;
 pub use dialer::{DialError, Dialed, Dialer, DialerConfig, Found, Link, SurveyConfig, Which};
 pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, Listing, Lookup};
-pub use handshake::{Handshake, HandshakeConfig, Step, Style};
+pub use handshake::{Handshake, HandshakeConfig, Step, Style, Tls};
 pub use reply::Head;
 pub use reply_decode::{Body as ReplyBody, Reply};
 pub use request::Request;

@@ -31,6 +31,9 @@ pub enum Violation {
     /// A client that did not say FIXED_NEWSTYLE may only send EXPORT_NAME.
     #[error("{0} from a client that did not negotiate fixed newstyle")]
     NotFixed(OptionCode),
+    /// TLS begins with an option, and this client has none.
+    #[error("a client without fixed newstyle, where TLS is required")]
+    NeedsTls,
     /// EXPORT_NAME has no error reply, so what is wrong with it ends the session.
     #[error("NBD_OPT_EXPORT_NAME {0}")]
     ExportName(&'static str),

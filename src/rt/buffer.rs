@@ -315,6 +315,14 @@ impl Buffer {
         unsafe { slice::from_raw_parts(start.as_ptr(), self.head + self.length) }
     }
 
+    /// The same, to be changed.
+    pub fn framed_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `head` is at most HEADROOM (set_head).
+        let start = unsafe { self.base.add(HEADROOM - self.head) };
+        // SAFETY: as in `framed`, borrowed exclusively through `&mut self`.
+        unsafe { slice::from_raw_parts_mut(start.as_ptr(), self.head + self.length) }
+    }
+
     /// Whether the ring has this buffer registered (index 0).
     pub(super) fn is_registered(&self) -> bool {
         super::with(|shard| shard.pool.owns_registered(self.base))

@@ -8,7 +8,7 @@
 //! * Entries and buffers stay mapped until the process ends, so a `Received` may outlive its shard.
 
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -125,6 +125,13 @@ impl Deref for Received {
     fn deref(&self) -> &[u8] {
         // SAFETY: the kernel filled `length` bytes of this buffer and does not touch it until it is put back (drop).
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Received {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, borrowed exclusively through `&mut self`.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
     }
 }
 

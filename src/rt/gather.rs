@@ -23,6 +23,7 @@ enum Piece {
     Scratch(Range<usize>),
     Framed(usize),
     Part(usize, Range<usize>),
+    FramedPart(usize, Range<usize>),
     Blob(usize),
     Cached(usize),
 }
@@ -116,6 +117,33 @@ impl Gather {
         self.pieces.push(Piece::Part(index, range));
     }
 
+    /// Head and payload of the buffer that was held last, to be changed before a part is appended.
+    ///
+    /// # Panics
+    /// When none was held.
+    pub fn held_mut(&mut self) -> &mut [u8] {
+        self.buffers.last_mut().expect("hold a buffer first").framed_mut()
+    }
+
+    /// Appends a part of the head and payload of the buffer that was held last.
+    ///
+    /// # Panics
+    /// As [`Gather::part`].
+    pub fn framed_part(&mut self, range: Range<usize>) {
+        let index = self.buffers.len().checked_sub(1).expect("hold a buffer first");
+        self.length += self.buffers[index].framed()[range.clone()].len();
+        self.pieces.push(Piece::FramedPart(index, range));
+    }
+
+    /// The last `count` bytes that were appended by [`Gather::bytes`].
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn tail_mut(&mut self, count: usize) -> &mut [u8] {
+        let start = self.scratch.len().checked_sub(count).expect("so many bytes were appended");
+        &mut self.scratch[start..]
+    }
+
     /// Appends bytes that are too many to copy.
     pub fn blob(&mut self, bytes: Vec<u8>) {
         self.length += bytes.len();
@@ -128,6 +156,14 @@ impl Gather {
         self.length += cached.len();
         self.pieces.push(Piece::Cached(self.cached.len()));
         self.cached.push(cached);
+    }
+
+    /// Gives back what only a burst needed, for a connection that may rest for long and be one of 10,000. Call it when empty.
+    pub fn rest(&mut self) {
+        const KEPT: usize = 16 << 10;
+        if self.scratch.capacity() > KEPT {
+            self.scratch.shrink_to(KEPT);
+        }
     }
 
     /// Says that more follows at once, so that TCP need not send a small packet (`MSG_MORE`).
@@ -167,6 +203,7 @@ impl Gather {
                 Piece::Scratch(range) => &self.scratch[range.clone()],
                 Piece::Framed(index) => self.buffers[*index].framed(),
                 Piece::Part(index, range) => &self.buffers[*index][range.clone()],
+                Piece::FramedPart(index, range) => &self.buffers[*index].framed()[range.clone()],
                 Piece::Blob(index) => &self.blobs[*index],
                 Piece::Cached(index) => {
                     // No slice: what others do to the file may change these bytes at any time.
@@ -183,6 +220,23 @@ impl Gather {
                 self.iovecs.push(libc::iovec { iov_base: base, iov_len: part.len() });
             }
         }
+    }
+
+    /// All that was gathered from memory of ours, in one piece.
+    #[cfg(test)]
+    pub(crate) fn contents(&self) -> Vec<u8> {
+        let mut contents = Vec::with_capacity(self.length);
+        for piece in &self.pieces {
+            contents.extend_from_slice(match piece {
+                Piece::Scratch(range) => &self.scratch[range.clone()],
+                Piece::Framed(index) => self.buffers[*index].framed(),
+                Piece::Part(index, range) => &self.buffers[*index][range.clone()],
+                Piece::FramedPart(index, range) => &self.buffers[*index].framed()[range.clone()],
+                Piece::Blob(index) => &self.blobs[*index],
+                Piece::Cached(_) => &[],
+            });
+        }
+        contents
     }
 
     pub(super) fn flags(&self) -> i32 {

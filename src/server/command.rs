@@ -169,7 +169,7 @@ fn status_of(context: usize, extent: &Extent) -> u64 {
 /// The answer as the page cache has it, for a read that is large enough.
 fn cached(pending: &Pending, length: u32) -> Option<Body> {
     let (request, conn) = (&pending.request, &pending.conn);
-    if length < conn.shard.limits.zero_copy_min || conn.link.way == Way::Buffer {
+    if length < conn.shard.limits.zero_copy_min || conn.link.way.get() == Way::Buffer {
         return None;
     }
     let cached = backend(pending).cached(request.offset, length as usize)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::authorise::Rules;
+use super::secure::Encryption;
 use crate::backend::ExportSpec;
 use crate::net::listen::Listener;
 use crate::rt::Poll;
@@ -30,6 +31,8 @@ pub struct Config {
     pub oldstyle: bool,
     /// Who may see and touch what.
     pub rules: Rules,
+    /// TLS, if there is any.
+    pub encryption: Option<Encryption>,
     /// Limits.
     pub limits: Limits,
 }
@@ -48,6 +51,7 @@ impl Config {
             sending: Sending::default(),
             oldstyle: false,
             rules: Rules::default(),
+            encryption: None,
             limits: Limits::default(),
         }
     }

@@ -8,7 +8,7 @@
 //! A slot is held from before a request is parsed until its reply was handed to the socket; so the window bounds
 //! requests, replies and the payload memory they hold.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use super::peer::Address;
 use super::shard::ShardState;
 use super::transport::Way;
 use crate::metrics::{CommandKind, Counter, Sample};
+use crate::net::tls;
 use crate::proto::{self, Command, Errno, Head, Request, Session};
 use crate::rt::net::Socket;
 use crate::rt::sync::{Either, Event, Queue, Semaphore, select};
@@ -44,16 +45,21 @@ pub(super) struct Link {
     /// Where it comes from; so the log calls it.
     pub(super) peer: Address,
     /// How payload that the page cache holds gets into the socket.
-    pub(super) way: Way,
+    pub(super) way: Cell<Way>,
     /// Whether large sends are tried without a copy: until the kernel says that it made one.
     pub(super) lends: Cell<bool>,
     /// Since when the current transfer, a send or the receipt of a payload, is under way.
     pub(super) transfer_since: Cell<Option<u64>>,
     /// The server drains or stops now.
     pub(super) phase_changed: Event,
+    /// What encrypts it, once TLS has begun.
+    pub(super) tls: OnceCell<Secured>,
     /// It was closed by us for a reason that was logged and counted already.
     pub(super) evicted: Cell<bool>,
 }
+
+/// A TLS session, shared by who receives and who sends.
+pub(super) type Secured = Rc<RefCell<tls::Session>>;
 
 /// What goes out for one request.
 pub(super) struct Reply {

@@ -27,6 +27,7 @@ struct Row {
     info: ExportInfo,
     /// The same for peers that may not write.
     read_only: ExportInfo,
+    tls: bool,
 }
 
 /// One export on one shard.
@@ -49,7 +50,7 @@ impl Table {
             let info = describe(id, spec, &media, payload_length_max);
             by_name.insert(spec.name.clone(), id);
             let read_only = info.read_only();
-            rows.push(Row { media, info, read_only });
+            rows.push(Row { media, info, read_only, tls: spec.options.tls });
         }
         Ok(Self { rows, by_name, rules })
     }
@@ -67,6 +68,16 @@ impl Table {
     /// An export for peers that may read it.
     pub(super) fn read_only(&self, id: usize) -> &ExportInfo {
         &self.rows[id].read_only
+    }
+
+    /// Whether the export is for encrypted connections only.
+    pub(super) fn needs_tls(&self, id: usize) -> bool {
+        self.rows[id].tls
+    }
+
+    /// Whether there is one that plain connections do not get.
+    pub(super) fn hides_some_from_plain(&self) -> bool {
+        self.rows.iter().any(|row| row.tls)
     }
 
     /// The name of the first export: the only one of an oldstyle server.

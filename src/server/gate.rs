@@ -31,7 +31,6 @@ impl<'a> Gate<'a> {
 
     /// TLS has begun; with the client's certificate, if it showed one that was verified. What was decided before is
     /// decided anew.
-    #[allow(dead_code)] // until the handshake speaks TLS
     pub(super) fn secured(&mut self, certificate: Option<Certificate>) {
         self.peer.channel = Channel::Tls(certificate);
         self.told.clear();
@@ -46,6 +45,7 @@ impl<'a> Gate<'a> {
         let Some(id) = id else { return Lookup::Unknown };
         match decision.right {
             None => Lookup::Unknown,
+            _ if self.needs_tls(id) => Lookup::TlsRequired,
             Some(Right::List) => Lookup::Forbidden,
             Some(Right::Read) => Lookup::Found(table.read_only(id)),
             Some(Right::Write) => Lookup::Found(table.info(id)),
@@ -58,13 +58,18 @@ impl<'a> Gate<'a> {
         self.find(table.only())
     }
 
+    /// Whether the export is for encrypted connections, and this is not one.
+    fn needs_tls(&self, id: usize) -> bool {
+        self.peer.channel == Channel::Plain && self.shard.table.needs_tls(id)
+    }
+
     /// What a client is told that asks for all.
     pub(super) fn list(&mut self) -> Vec<Listing> {
         let table: &'a Table = &self.shard.table;
         let listed = table.listed().filter(|info| {
             let decision = table.rules.decide(&self.peer, &info.name);
             self.tell(&info.name, Some(info.id), &decision, false);
-            decision.right.is_some()
+            decision.right.is_some() && !self.needs_tls(info.id)
         });
         listed
             .map(|info| Listing { name: info.name.clone(), description: info.description.clone() })

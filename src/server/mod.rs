@@ -16,7 +16,7 @@
 //! | `export` | the table of exports |
 //! | `shard`, `accept`, `transport` | a shard's life, where connections come from, what their sockets are |
 //! | `peer`, `authorise`, `gate` | who is at the other end, the rules about it, and what it gets to see by them |
-//! | `negotiate` | the handshake on a socket |
+//! | `negotiate`, `secure` | the handshake on a socket, and TLS |
 //! | `receive` | bytes to requests, admission, back-pressure |
 //! | `command` | every command |
 //! | `send` | replies out |
@@ -37,6 +37,7 @@ mod gate;
 mod negotiate;
 mod peer;
 mod receive;
+mod secure;
 mod send;
 mod shard;
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use crate::rt::Poll;
 pub use authorise::{Decision, Right, Rule, RuleError, Rules, Verdict};
 pub use config::{Config, Limits, Sending, ZeroCopy};
 pub use peer::{Address, Certificate, CertificateError, Channel, Peer};
+pub use secure::Encryption;
 
 use crate::backend::OpenError;
 use crate::metrics::Snapshot;
@@ -183,6 +185,7 @@ impl Server {
                 limits: config.limits.clone(),
                 sending: config.sending,
                 oldstyle: config.oldstyle,
+                encryption: config.encryption.clone(),
                 table: Arc::clone(&table),
                 directory: Arc::clone(&server.directory),
                 listeners: if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() },
@@ -280,6 +283,19 @@ fn check(config: &Config) -> Result<(), StartError> {
             ));
         }
     }
+    if config.oldstyle && config.encryption.is_some() {
+        return refuse(
+            "--oldstyle has no TLS: its handshake cannot begin it; choose one of the two".to_owned(),
+        );
+    }
+    if config.encryption.is_none()
+        && let Some(spec) = config.exports.iter().find(|spec| spec.options.tls)
+    {
+        return refuse(format!(
+            "the export `{}` has tls=require, and the server has no TLS: add --tls on and --tls-certificates",
+            spec.name
+        ));
+    }
     let least = 4 * limits.payload_length_max as usize;
     if limits.payload_memory_max < least || limits.payload_length_max as usize > rt::CAPACITY_MAX {
         return refuse(format!(
@@ -346,6 +362,7 @@ struct Seed {
     limits: Limits,
     sending: Sending,
     oldstyle: bool,
+    encryption: Option<Encryption>,
     table: Arc<Table>,
     directory: Arc<Directory>,
     listeners: Vec<Listener>,
@@ -369,7 +386,18 @@ impl Seed {
     }
 
     fn run(self, ready: &mpsc::Sender<Result<(), StartError>>) {
-        let Self { index, runtime, limits, sending, oldstyle, table, directory, listeners, ended } = self;
+        let Self {
+            index,
+            runtime,
+            limits,
+            sending,
+            oldstyle,
+            encryption,
+            table,
+            directory,
+            listeners,
+            ended,
+        } = self;
         let _fuse = Fuse;
         if let Some(cpu) = runtime.cpu
             && let Err(error) = crate::sys::affinity::pin(cpu)
@@ -378,8 +406,15 @@ impl Seed {
         }
         let tell = ready.clone();
         let ran = rt::run(&runtime, move || async move {
-            let state = match ShardState::new(index, limits, sending, oldstyle, table, Arc::clone(&directory))
-            {
+            let state = match ShardState::new(
+                index,
+                limits,
+                sending,
+                oldstyle,
+                encryption,
+                table,
+                Arc::clone(&directory),
+            ) {
                 Ok(state) => state,
                 Err(error) => {
                     let _ = tell.send(Err(StartError::Shard { shard: index, error }));

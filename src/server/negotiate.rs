@@ -7,10 +7,12 @@ use std::rc::Rc;
 use super::conn::Link;
 use super::gate::Gate;
 use super::receive::{Arrival, arrival};
+use super::secure::{self, Unsecured};
 use super::shard::ShardState;
 use crate::metrics::Counter;
 use crate::net::Inbox;
-use crate::proto::{Handshake, HandshakeConfig, Session, Step, Style};
+use crate::net::tls::Outbox;
+use crate::proto::{Handshake, HandshakeConfig, Session, Step, Style, Tls};
 use crate::rt::gather::Gather;
 
 /// Bytes of replies after which they are sent before the next option is read.
@@ -31,6 +33,11 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
     let mut out = Vec::new();
     let config = HandshakeConfig {
         style: if shard.oldstyle { Style::Oldstyle } else { Style::Fixed },
+        tls: match &shard.encryption {
+            None => Tls::Off,
+            Some(encryption) if encryption.required => Tls::Required,
+            Some(_) => Tls::On { hides_unknown: shard.table.hides_some_from_plain() },
+        },
         options_max: shard.limits.options_max,
         ..HandshakeConfig::default()
     };
@@ -56,6 +63,18 @@ pub(super) async fn run(shard: &Rc<ShardState>, link: &Rc<Link>, inbox: &mut Inb
                 } else {
                     Outcome::Failed
                 };
+            }
+            Next::StartTls => {
+                let Some(encryption) = &shard.encryption else { return Outcome::Failed };
+                if !flush(link, &mut out).await {
+                    return Outcome::Failed;
+                }
+                match secure::begin(shard, link, inbox, encryption).await {
+                    Ok(certificate) => gate.secured(certificate),
+                    Err(Unsecured::Drained) => return Outcome::Closed,
+                    Err(Unsecured::Failed) => return Outcome::Failed,
+                }
+                handshake.secured();
             }
             Next::Close => {
                 flush(link, &mut out).await;
@@ -88,6 +107,7 @@ enum Next {
     Receive,
     Send,
     Session(Session),
+    StartTls,
     Close,
 }
 
@@ -111,6 +131,7 @@ fn advance(
                 Step::Find { .. } if shard.oldstyle => handshake.found(gate.only(), out)?,
                 Step::Find { name } => handshake.found(gate.find(&name), out)?,
                 Step::List => handshake.listed(&gate.list(), out),
+                Step::StartTls => return Ok(Next::StartTls),
                 Step::Transmit(session) => return Ok(Next::Session(session)),
                 Step::Close => return Ok(Next::Close),
             };
@@ -127,7 +148,17 @@ async fn flush(link: &Rc<Link>, out: &mut Vec<u8>) -> bool {
         return true;
     }
     let mut gather = Box::new(Gather::new());
-    gather.blob(std::mem::take(out));
+    match link.tls.get() {
+        None => gather.blob(std::mem::take(out)),
+        Some(session) => {
+            let mut outbox = Outbox::new(session.borrow_mut(), &mut gather);
+            outbox.bytes(&std::mem::take(out));
+            if let Err(fault) = outbox.finish() {
+                log_broken(link, &fault.into());
+                return false;
+            }
+        }
+    }
     let (result, _) = link.socket.send(gather).await;
     result.inspect_err(|error| log_broken(link, error)).is_ok()
 }

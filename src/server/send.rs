@@ -4,7 +4,7 @@
 //! `bytes_per_send`). So the deeper the load, the fewer system calls per reply.
 //!
 //! A large payload that the page cache holds goes into the gather as it is mapped, or follows it by `sendfile`
-//! (`transport::Way`). A large gather may be lent to the kernel instead of copied; then the next one is sent while that is out.
+//! (`transport::Way`). With TLS payload is encrypted in its buffer and small replies in the gather (`net::tls::Outbox`). A large gather may be lent to the kernel instead of copied; then the next one is sent while that is out.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use super::conn::{Body, Connection, Piece, Ticket};
 use super::transport::Way;
+use crate::net::tls::{Fault, Outbox};
 use crate::rt::gather::Gather;
 use crate::rt::{self, Cached};
 
@@ -30,10 +31,13 @@ pub(super) async fn run(conn: Rc<Connection>) {
         if conn.replies.is_empty() {
             return;
         }
-        let file = collect(&conn, &mut gather, &mut tickets);
+        let collected = collect(&conn, &mut gather, &mut tickets);
         if !broken {
             conn.link.transfer_since.set(Some(rt::now_ns()));
-            let (result, next) = send(&conn, gather, file, &spares).await;
+            let (result, next) = match collected {
+                Ok(file) => send(&conn, gather, file, &spares).await,
+                Err(fault) => (Err(fault.into()), gather),
+            };
             conn.link.transfer_since.set(None);
             gather = next;
             if let Err(error) = result {
@@ -49,6 +53,7 @@ pub(super) async fn run(conn: Rc<Connection>) {
         }
         if conn.in_flight.get() == 0 {
             conn.replies.rest();
+            gather.rest();
         }
     }
 }
@@ -101,7 +106,54 @@ async fn lend(conn: &Connection, gather: Box<Gather>, spares: &Spares) -> (io::R
 }
 
 /// Gathers replies; answers with what is to be sent by `sendfile` after them.
-fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) -> Option<Cached> {
+fn collect(
+    conn: &Connection,
+    gather: &mut Gather,
+    tickets: &mut Vec<Ticket>,
+) -> Result<Option<Cached>, Fault> {
+    match conn.link.tls.get() {
+        None => Ok(collect_plain(conn, gather, tickets)),
+        Some(session) => {
+            let outbox = Outbox::new(session.borrow_mut(), gather);
+            collect_sealed(conn, outbox, tickets).map(|()| None)
+        }
+    }
+}
+
+/// The same, encrypted.
+fn collect_sealed(conn: &Connection, mut outbox: Outbox<'_>, tickets: &mut Vec<Ticket>) -> Result<(), Fault> {
+    let limits = &conn.shard.limits;
+    while tickets.len() < limits.replies_per_send
+        && outbox.len() < limits.bytes_per_send
+        && let Some(reply) = conn.replies.pop()
+    {
+        tickets.push(reply.ticket);
+        match reply.body {
+            Body::Head(head) => outbox.bytes(&head),
+            Body::Buffer(buffer) => outbox.buffer(buffer),
+            Body::Bytes(bytes) => outbox.bytes(&bytes),
+            Body::Parts(buffer, parts) => {
+                for (head, part) in parts {
+                    outbox.bytes(&head);
+                    outbox.bytes(&buffer[part]);
+                }
+            }
+            Body::Pieces(pieces) => {
+                for piece in pieces {
+                    match piece {
+                        Piece::Head(head) => outbox.bytes(&head),
+                        Piece::Buffer(buffer) => outbox.buffer(buffer),
+                    }
+                }
+            }
+            // `Way::Buffer` is the only way through TLS.
+            Body::Cached(..) => return Err(Fault::unsealable()),
+        }
+    }
+    outbox.finish()
+}
+
+fn collect_plain(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) -> Option<Cached> {
     let limits = &conn.shard.limits;
     while tickets.len() < limits.replies_per_send && gather.len() < limits.bytes_per_send {
         let reply = conn.replies.pop()?;
@@ -112,7 +164,7 @@ fn collect(conn: &Connection, gather: &mut Gather, tickets: &mut Vec<Ticket>) ->
             Body::Bytes(bytes) => gather.blob(bytes),
             Body::Cached(head, cached) => {
                 gather.bytes(&head);
-                if conn.link.way == Way::SendFile {
+                if conn.link.way.get() == Way::SendFile {
                     gather.more_follows();
                     return Some(cached);
                 }

@@ -9,7 +9,7 @@
 //!
 //! Other threads post letters that run here and find this shard's state in a thread-local.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -23,8 +23,9 @@ use super::config::{Limits, Sending};
 use super::conn::{Connection, Link};
 use super::export::{Export, Table};
 use super::receive::End;
+use super::secure::Encryption;
 use super::transport::{self, Transport};
-use super::{accept, negotiate, receive, send};
+use super::{accept, negotiate, receive, secure, send};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::net::Inbox;
 use crate::net::listen::Listener;
@@ -35,7 +36,7 @@ use crate::rt::{self, timer};
 /// How long a stop waits for what is in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a closed connection is read so that the peer can read our last words (a reset would destroy them).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Failures of requests that are logged per second; the rest are counted.
 const FAILURES_LOGGED_PER_SECOND: u32 = 10;
 
@@ -53,6 +54,7 @@ pub(super) struct ShardState {
     pub(super) limits: Limits,
     pub(super) sending: Sending,
     pub(super) oldstyle: bool,
+    pub(super) encryption: Option<Encryption>,
     pub(super) table: Arc<Table>,
     pub(super) directory: Arc<Directory>,
     pub(super) exports: Vec<Export>,
@@ -81,6 +83,7 @@ impl ShardState {
         limits: Limits,
         sending: Sending,
         oldstyle: bool,
+        encryption: Option<Encryption>,
         table: Arc<Table>,
         directory: Arc<Directory>,
     ) -> std::io::Result<Rc<Self>> {
@@ -90,6 +93,7 @@ impl ShardState {
             limits,
             sending,
             oldstyle,
+            encryption,
             metrics: RefCell::new(ShardMetrics::new(exports.len())),
             exports,
             table,
@@ -220,8 +224,9 @@ async fn serve_connection(shard: Rc<ShardState>, fd: OwnedFd) {
     let link = Rc::new(Link {
         socket: Rc::new(Socket::new(fd)),
         peer,
-        way,
+        way: Cell::new(way),
         lends: Cell::new(lends),
+        tls: OnceCell::new(),
         transfer_since: Cell::new(None),
         phase_changed: Event::new(),
         evicted: Cell::new(false),
@@ -277,11 +282,18 @@ async fn transmit(shard: &Rc<ShardState>, link: &Rc<Link>, mut inbox: Inbox, ses
         sent_all.wait().await;
     }
     match end {
-        End::Disconnect | End::Drained => {}
+        End::Disconnect | End::Drained => secure::farewell(link).await,
         End::Gone { between_requests } => {
             shard.count(Counter::DisconnectsWithoutDisc);
             let place = if between_requests { "" } else { " in the middle of a request" };
-            tracing::debug!("{}: went away without DISC{place}", link.peer);
+            let cut_off = if inbox.was_cut_off() {
+                shard.count(Counter::TlsCutOff);
+                ", cut off: without close_notify"
+            } else {
+                ""
+            };
+            tracing::debug!("{}: went away without DISC{place}{cut_off}", link.peer);
+            secure::farewell(link).await;
         }
         End::Close => linger(link, inbox).await,
     }
@@ -290,11 +302,12 @@ async fn transmit(shard: &Rc<ShardState>, link: &Rc<Link>, mut inbox: Inbox, ses
 /// Ends our direction, then reads what the peer still sends for a moment: closing a TCP socket with unread bytes resets
 /// it, and the peer would lose what we said last.
 async fn linger(link: &Link, mut inbox: Inbox) {
+    secure::farewell(link).await;
     if socket2::SockRef::from(link.socket.fd()).shutdown(std::net::Shutdown::Write).is_err() {
         return;
     }
     // Whether the peer ends, breaks or just goes on: after this moment it is closed.
-    let _ = timer::deadline(LINGER, inbox.skip(1 << 20)).await;
+    let _ = timer::deadline(LINGER, inbox.run_out(1 << 20)).await;
 }
 
 /// Admits a few events per second.

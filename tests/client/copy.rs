@@ -3,6 +3,8 @@
 
 #[path = "copy/images.rs"]
 mod images;
+#[path = "copy/losses.rs"]
+mod losses;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -10,14 +12,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use rustix::process::Signal;
 use serde_json::Value;
 
 use images::{CONTENTS, Content, allocated, as_sparse_as_can_be, image, needed, noise, same};
 
 use crate::others::{nbd_server, nbdkit, qemu_nbd};
 use crate::program::{Process, Scratch, program};
-use crate::wait::until;
 
 /// No multiple of anything.
 const ODD: u64 = (5 << 20) + 1235;
@@ -271,58 +271,6 @@ fn what_was_there_before_is_found_where_zeroes_belong() {
     let _server = Process::ringnbd(&scratch.socket(), &[text(&target)]);
     let words = ["--target-is-zero", "--verify", text(&source), &scratch.uri("")];
     fails(&words, &["at byte 2700123", "0xaa where 0x00", "1 of the"]);
-}
-
-#[test]
-fn a_server_that_is_killed_and_comes_back_is_written_to_the_end() {
-    let scratch = Scratch::new();
-    let size = 64 << 20;
-    let content = noise(3, size);
-    let target = scratch.image("target", size as u64);
-    let start = || Process::ringnbd(&scratch.socket(), &[text(&target)]);
-    let server = start();
-    let mut child = spawn(&["--flush", "-", &scratch.uri("")]);
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(&content[..size / 2]).unwrap();
-    server.end(Signal::KILL);
-    let rest = content[size / 2..].to_vec();
-    let writer = std::thread::spawn(move || stdin.write_all(&rest).unwrap());
-    let _server = start();
-    succeeds(&child.wait_with_output().unwrap());
-    writer.join().unwrap();
-    assert!(fs::read(&target).unwrap() == content);
-}
-
-#[test]
-fn a_server_that_is_killed_and_comes_back_is_read_to_the_end() {
-    let scratch = Scratch::new();
-    let source = image(&scratch, "source", Content::Random, 64 << 20);
-    let start = || Process::ringnbd(&scratch.socket(), &[text(&source)]);
-    let server = start();
-    let mut child = spawn(&[&scratch.uri(""), "-"]);
-    let (mut stdout, mut content) = (child.stdout.take().unwrap(), vec![0; 16 << 20]);
-    stdout.read_exact(&mut content).unwrap();
-    server.end(Signal::KILL);
-    let _server = start();
-    stdout.read_to_end(&mut content).unwrap();
-    succeeds(&child.wait_with_output().unwrap());
-    assert!(content == fs::read(&source).unwrap());
-}
-
-#[test]
-fn a_server_that_does_not_come_back_ends_the_copy_though_the_pipe_is_silent() {
-    let scratch = Scratch::new();
-    let target = scratch.image("target", 64 << 20);
-    let server = Process::ringnbd(&scratch.socket(), &[text(&target)]);
-    let mut child = spawn(&["--reconnect-delay=200ms", "-", &scratch.uri("")]);
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(&noise(1, 1 << 20)).unwrap();
-    until("something is written", || fs::read(&target).unwrap().iter().any(|byte| *byte != 0));
-    server.end(Signal::KILL);
-    stdin.write_all(&noise(2, 1 << 20)).unwrap();
-    let output = child.wait_with_output().unwrap();
-    told(&output, &["the connection is lost", "socket="]);
-    drop(stdin);
 }
 
 #[test]

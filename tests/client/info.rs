@@ -52,7 +52,7 @@ const FLAGS: [&str; 16] = [
 
 fn compare(scratch: &Scratch, export: &str) {
     let uri = scratch.uri(export);
-    for words in [&["--no-content"][..], &["--no-content", "--json"], &["--size"]] {
+    for words in [&[][..], &["--json"], &["--no-content"], &["--no-content", "--json"], &["--size"]] {
         assert!(!same(&[words, &[&uri]].concat()).is_empty(), "{words:?}");
     }
     let maps: [&[&str]; 4] =
@@ -67,7 +67,9 @@ fn compare(scratch: &Scratch, export: &str) {
 }
 
 fn compare_lists(scratch: &Scratch) {
-    for words in [&["--list"][..], &["--list", "--json"]] {
+    for words in
+        [&["--list"][..], &["--list", "--json"], &["--list", "--content"], &["--list", "--json", "--content"]]
+    {
         assert!(same(&[words, &[&scratch.uri("")]].concat()).contains("export"));
     }
 }
@@ -87,6 +89,22 @@ fn our_own_server_is_described_as_by_nbdinfo() {
     compare(&scratch, "a");
     compare(&scratch, "b%20%C3%BC");
     compare_lists(&scratch);
+}
+
+#[test]
+fn content_is_told_in_the_words_of_file() {
+    let heads: [(&[u8], &str); 3] =
+        [(b"QFI\xfb\0\0\0\x03", "QCOW"), (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "gzip"), (b"#!/bin/sh\n", "")];
+    for (head, words) in heads {
+        let scratch = Scratch::new();
+        let image = scratch.image("disk", 1 << 20);
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, head, 0).unwrap();
+        let _server = Process::ringnbd(&scratch.socket(), &[&image.display().to_string()]);
+        let told = same(&[&scratch.uri("")]);
+        assert!(told.contains("\tcontent: ") && told.contains(words), "{told}");
+        assert!(!same(&["--no-content", &scratch.uri("")]).contains("content:"));
+    }
 }
 
 #[test]
@@ -135,7 +153,9 @@ fn nbd_server_is_described_better_than_by_nbdinfo() {
     assert!(ours.1.contains("export-size: 4194304 (4M)"), "{}", ours.1);
     assert_eq!(ours.1.replace("4194304 (4M)", "0"), theirs.1);
     same(&["--size", &uri]);
-    compare_lists(&scratch);
+    for words in [&["--list"][..], &["--list", "--json"]] {
+        same(&[words, &[&scratch.uri("")]].concat());
+    }
 }
 
 #[test]

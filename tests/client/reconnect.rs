@@ -163,8 +163,10 @@ fn requests_wait_for_the_delay_and_no_longer_and_the_client_still_comes_back() {
         client.flush().await.unwrap_err();
         assert!(start.elapsed() < Duration::from_millis(250));
         let image = scratch.dir.path().join("disk").display().to_string();
+        assert_eq!(client.reconnects(), 0);
         server.set(Some(Process::ringnbd(&scratch.socket(), &[&image])));
         comes_back(&client).await;
+        assert_eq!(client.reconnects(), 1);
     });
 }
 

@@ -7,7 +7,7 @@ use ringnbd::proto::consts::OPTION_MAGIC;
 use ringnbd::proto::reply_decode::{Body, Pending, Reply};
 use ringnbd::proto::{
     Admission, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, Errno, HandshakeConfig, Request,
-    SelectedContext, Session, TransmissionFlags, reply,
+    SelectedContext, Session, Tls, TransmissionFlags, reply,
 };
 
 /// More than any one option, well-formed or not, may make the server say to these exports.
@@ -81,6 +81,14 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn tls_modes() -> impl Strategy<Value = Tls> {
+    prop_oneof![
+        Just(Tls::Off),
+        any::<bool>().prop_map(|hides_unknown| Tls::On { hides_unknown }),
+        Just(Tls::Required)
+    ]
+}
+
 proptest! {
     #[test]
     fn a_server_survives_any_bytes(bytes in vec(any::<u8>(), 0..400), flags in 0..5u32) {
@@ -92,12 +100,13 @@ proptest! {
 
     #[test]
     fn a_server_answers_any_options_the_same_however_they_are_cut(
-        options in vec(options(), 0..12), piece in 1..40usize,
+        options in vec(options(), 0..12), piece in 1..40usize, tls in tls_modes(),
     ) {
+        let config = HandshakeConfig { tls, ..HandshakeConfig::default() };
         let bytes = [&3u32.to_be_bytes()[..], &options.concat()].concat();
-        let mut whole = Server::new(HandshakeConfig::default());
+        let mut whole = Server::new(config.clone());
         let verdict = whole.receive(&bytes);
-        let mut cut = Server::new(HandshakeConfig::default());
+        let mut cut = Server::new(config);
         let mut broken = false;
         for piece in bytes.chunks(piece) {
             broken |= cut.receive(piece).is_err();
@@ -107,6 +116,30 @@ proptest! {
         prop_assert_eq!(&whole.out, &cut.out);
         prop_assert_eq!(whole.session, cut.session);
         prop_assert!(whole.out.len() <= SAID_PER_OPTION_MAX * (options.len() + 1));
+    }
+
+    /// Before TLS a server that requires it says nothing of its exports, whatever it is asked.
+    #[test]
+    fn a_server_that_requires_tls_says_nothing_without_it(options in vec(options(), 0..12)) {
+        let config = HandshakeConfig { tls: Tls::Required, ..HandshakeConfig::default() };
+        let mut server = Server::new(config);
+        let greeting = server.out.len();
+        let _ = server.receive(&3u32.to_be_bytes());
+        for option in options {
+            if option[8..12] == [0, 0, 0, 5] {
+                break;
+            }
+            let _ = server.receive(&option);
+        }
+        prop_assert!(server.session.is_none());
+        let mut said = &server.out[greeting..];
+        while let Some((head, rest)) = said.split_first_chunk::<20>() {
+            let kind = u32::from_be_bytes([head[12], head[13], head[14], head[15]]);
+            let length = u32::from_be_bytes([head[16], head[17], head[18], head[19]]);
+            let aborted = head[8..12] == [0, 0, 0, 2] && kind == 1;
+            prop_assert!(aborted || kind == 0x8000_0005, "{head:02x?}");
+            said = &rest[length as usize..];
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ impl Server {
                 step = self.handshake.listed(&listings(), &mut self.out);
             }
             match step {
+                // TLS itself is left out: what follows is as if it had come through.
+                Step::StartTls => self.handshake.secured(),
                 Step::Transmit(session) => self.session = Some(session),
                 Step::Close => self.closed = true,
                 _ => {}

@@ -28,6 +28,7 @@ pub(crate) const META_CONTEXT: u32 = 4;
 pub(crate) const UNSUP: u32 = 0x8000_0001;
 pub(crate) const POLICY: u32 = 0x8000_0002;
 pub(crate) const INVALID: u32 = 0x8000_0003;
+pub(crate) const TLS_REQD: u32 = 0x8000_0005;
 pub(crate) const UNKNOWN: u32 = 0x8000_0006;
 pub(crate) const SHUTDOWN: u32 = 0x8000_0007;
 pub(crate) const EXT_HEADER_REQD: u32 = 0x8000_000a;

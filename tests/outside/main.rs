@@ -1,7 +1,7 @@
 //! The server seen from outside: a `ringnbd` process, sockets, bytes and other people's programs.
 //!
 //! ```text
-//!   conformance  hostile  connections  drain  large_reads  limits  access  command_line  surroundings  interop
+//!   conformance  hostile  connections  drain  large_reads  limits  access  tls  command_line  surroundings  interop
 //!        |          |          |         |        |          |        |         |             |           |
 //!        '----------'---- client, haggle, wire ---'----------'--------'---------'             '--- program'
 //!                                |                                                     |
@@ -27,6 +27,7 @@ mod program;
 mod scratch;
 mod server;
 mod surroundings;
+mod tls;
 mod wait;
 mod wire;
 mod witness;

@@ -95,6 +95,14 @@ impl Server {
         }
     }
 
+    /// The same through TLS.
+    pub(crate) fn uri_with_tls(&self, name: &str, certificates: &Path) -> String {
+        let plain = self.uri(name);
+        let separator = if plain.contains('?') { '&' } else { '?' };
+        let secure = plain.replacen("nbd", "nbds", 1);
+        format!("{secure}{separator}tls-certificates={}", certificates.display())
+    }
+
     /// A client in transmission on the default export.
     #[track_caller]
     pub(crate) fn client(&self, dialect: Dialect) -> Client {
@@ -204,9 +212,13 @@ fn read_log(dir: &Path) -> String {
 /// Where a printed URI leads.
 fn address_of(uri: &str) -> Address {
     if let Some((_, socket)) = uri.split_once("?socket=") {
+        let socket = socket.split('&').next().expect("split yields something");
         return Address::Unix(PathBuf::from(socket));
     }
-    let host = uri.strip_prefix("nbd://").unwrap_or_else(|| panic!("an NBD URI, not {uri:?}"));
+    let host = uri
+        .strip_prefix("nbd://")
+        .or_else(|| uri.strip_prefix("nbds://"))
+        .unwrap_or_else(|| panic!("an NBD URI, not {uri:?}"));
     let host = host.split('/').next().expect("split yields something");
     Address::Tcp(host.parse().unwrap_or_else(|_| panic!("address and port in {uri:?}")))
 }

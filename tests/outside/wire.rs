@@ -4,8 +4,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Stream};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Where a server listens.
@@ -67,6 +70,7 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// One blocking connection; every wait has a deadline.
 pub(crate) struct Wire {
     socket: Socket,
+    tls: Option<Box<ClientConnection>>,
 }
 
 impl Wire {
@@ -103,7 +107,7 @@ impl Wire {
         }
         socket.set_read_timeout(Some(Self::TIMEOUT))?;
         socket.set_write_timeout(Some(Self::TIMEOUT))?;
-        Ok(Self { socket })
+        Ok(Self { socket, tls: None })
     }
 
     #[track_caller]
@@ -114,7 +118,14 @@ impl Wire {
     }
 
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.write_all(bytes)
+        match &mut self.tls {
+            None => self.socket.write_all(bytes),
+            Some(tls) => {
+                let mut stream = Stream::new(&mut **tls, &mut self.socket);
+                stream.write_all(bytes)?;
+                stream.flush()
+            }
+        }
     }
 
     #[track_caller]
@@ -127,7 +138,10 @@ impl Wire {
 
     pub(crate) fn try_receive(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.socket.read_exact(&mut bytes)?;
+        match &mut self.tls {
+            None => self.socket.read_exact(&mut bytes)?,
+            Some(tls) => Stream::new(&mut **tls, &mut self.socket).read_exact(&mut bytes)?,
+        }
         Ok(bytes)
     }
 
@@ -152,7 +166,12 @@ impl Wire {
     #[track_caller]
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        match self.socket.read_to_end(&mut bytes) {
+        let outcome = match &mut self.tls {
+            None => self.socket.read_to_end(&mut bytes),
+            // An end without close_notify is an error here.
+            Some(tls) => Stream::new(&mut **tls, &mut self.socket).read_to_end(&mut bytes),
+        };
+        match outcome {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             Err(error) => panic!("the server should have closed, but: {error}"),
@@ -176,6 +195,29 @@ impl Wire {
     pub(crate) fn expect(&mut self, bytes: &[u8], symptom: &str) {
         let got = self.receive(bytes.len());
         assert_eq!(got, bytes, "{symptom}: expected {:02x?}, got {:02x?}", head(bytes), head(&got));
+    }
+
+    /// Everything goes through TLS from here on.
+    pub(crate) fn secure(&mut self, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<()> {
+        let mut tls = ClientConnection::new(config, name).expect("a client");
+        while tls.is_handshaking() {
+            tls.complete_io(&mut self.socket)?;
+        }
+        self.tls = Some(Box::new(tls));
+        Ok(())
+    }
+
+    /// Bytes past TLS.
+    #[track_caller]
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).expect("send");
+    }
+
+    /// Our last word in TLS.
+    pub(crate) fn close_notify(&mut self) {
+        let tls = self.tls.as_mut().expect("TLS has begun");
+        tls.send_close_notify();
+        tls.write_tls(&mut self.socket).expect("send");
     }
 
     /// No more bytes will come from us; the server may still answer.

@@ -58,7 +58,7 @@ fn two_commas_are_one_of_the_text() {
 fn every_option_lands_in_its_field() {
     let spec = parse(
         "n=file:d,offset=4K,size=1M,readonly=on,description=,direct=on,iopoll=on,strict=on,lock=off,writethrough=on,writes=thread,hidden=on,\
-         rotational=off",
+         tls=require,rotational=off",
     );
     let expected = ExportOptions {
         offset: 4096,
@@ -72,6 +72,7 @@ fn every_option_lands_in_its_field() {
         writethrough: true,
         writes: Some(Writes::Thread),
         hidden: true,
+        tls: true,
         rotational: Some(false),
         upstream: UpstreamOptions::default(),
     };

@@ -26,13 +26,17 @@ pub(super) fn text(facts: &Facts) -> String {
         Dialect::Extended => "extended",
     };
     let mut out = format!("protocol: {} without TLS, using {packets} packets\n", facts.protocol);
-    for found in &facts.exports {
-        describe(&mut out, facts, found);
+    for (index, found) in facts.exports.iter().enumerate() {
+        describe(&mut out, facts, found, content(facts, index));
     }
     out
 }
 
-fn describe(out: &mut String, facts: &Facts, found: &Found) {
+fn content(facts: &Facts, index: usize) -> Option<&str> {
+    facts.contents.get(index)?.as_deref()
+}
+
+fn describe(out: &mut String, facts: &Facts, found: &Found, content: Option<&str>) {
     let mut line = |words: String| {
         out.push_str(&words);
         out.push('\n');
@@ -45,6 +49,9 @@ fn describe(out: &mut String, facts: &Facts, found: &Found) {
         let short = human(size);
         let short = if short == size.to_string() { String::new() } else { format!(" ({short})") };
         line(format!("\texport-size: {size}{short}"));
+    }
+    if let Some(content) = content {
+        line(format!("\tcontent: {content}"));
     }
     line(format!("\turi: {}", facts.uri.address.uri(&found.name)));
     if !found.contexts.is_empty() {
@@ -74,16 +81,24 @@ pub(super) fn json(facts: &Facts) -> String {
         out.push_str("\"extended\": true,\n");
     }
     out.push_str("\"exports\": [\n");
-    let exports: Vec<_> = facts.exports.iter().map(|found| object(facts, found)).collect();
+    let exports: Vec<_> = facts
+        .exports
+        .iter()
+        .enumerate()
+        .map(|(index, found)| object(facts, found, content(facts, index)))
+        .collect();
     out.push_str(&exports.join(",\n"));
     out.push_str(if exports.is_empty() { "]\n}\n" } else { " ]\n}\n" });
     out
 }
 
-fn object(facts: &Facts, found: &Found) -> String {
+fn object(facts: &Facts, found: &Found, content: Option<&str>) -> String {
     let mut members = vec![format!("\"export-name\": {}", quoted(&found.name))];
     if let Some(description) = &found.description {
         members.push(format!("\"description\": {}", quoted(description)));
+    }
+    if let Some(content) = content {
+        members.push(format!("\"content\": {}", quoted(content)));
     }
     members.push(format!("\"uri\": {}", quoted(&facts.uri.address.uri(&found.name))));
     if !found.contexts.is_empty() {

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-use super::{Handshake, State, Step};
+use super::{Handshake, Question, State, Step, Tls};
 use crate::proto::consts::{INIT_MAGIC, InfoType, OLDSTYLE_MAGIC, OptionCode, OptionReply, RESERVED_ZEROES};
 use crate::proto::context::MetaRequest;
 use crate::proto::export::Lookup;
@@ -10,11 +10,19 @@ use crate::proto::option::{self, InfoRequest, quoted};
 use crate::proto::session::session_flags;
 
 impl Handshake {
-    /// The place where TLS modes would differ: this server has none (NOTLS), so the answer is
-    /// POLICY and nothing else ever asks for TLS.
-    pub(super) fn start_tls(&self, out: &mut Vec<u8>) {
-        let text = "this server offers no TLS; go on without it or disconnect";
-        option::refuse(out, OptionCode::STARTTLS, OptionReply::ERR_POLICY, text);
+    pub(super) fn start_tls(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        let option = OptionCode::STARTTLS;
+        if self.encrypted {
+            option::refuse(out, option, OptionReply::ERR_INVALID, "TLS is in use already");
+            return None;
+        }
+        if self.config.tls == Tls::Off {
+            let text = "this server offers no TLS; go on without it or disconnect";
+            option::refuse(out, option, OptionReply::ERR_POLICY, text);
+            return None;
+        }
+        option::ack(out, option);
+        Some(self.ask(Question::Tls))
     }
 
     pub(super) fn structured_reply(&mut self, out: &mut Vec<u8>) {
@@ -82,7 +90,18 @@ impl Handshake {
     ) -> Step {
         let option = if go { OptionCode::GO } else { OptionCode::INFO };
         let Lookup::Found(export) = export else {
-            refuse_lookup(option, &request.name, export, out);
+            let hides_unknown = self.config.tls == Tls::On { hides_unknown: true };
+            let behind_tls = match export {
+                Lookup::TlsRequired => true,
+                Lookup::Unknown => hides_unknown,
+                _ => false,
+            };
+            if behind_tls && !self.encrypted {
+                let text = "the export needs TLS, or is not here; begin with STARTTLS to know";
+                option::refuse(out, option, OptionReply::ERR_TLS_REQD, text);
+            } else {
+                refuse_lookup(option, &request.name, export, out);
+            }
             return Step::Receive;
         };
         if request.wants_name {

@@ -1,4 +1,4 @@
-//! Raw bytes in, raw bytes out.
+//! Raw bytes in, raw bytes out. The export `vault` is for encrypted connections.
 
 use super::*;
 use crate::proto::consts::{InfoType, OLDSTYLE_MAGIC, OPTION_REPLY_MAGIC, TransmissionFlags};
@@ -24,7 +24,8 @@ fn exports() -> Vec<ExportInfo> {
         block: BlockSizes::default(),
         ..disk.clone()
     };
-    vec![disk, other]
+    let vault = ExportInfo { id: 2, name: "vault".to_owned(), ..other.clone() };
+    vec![disk, other, vault]
 }
 
 /// A server with a table of exports, as the real caller would drive it.
@@ -33,6 +34,8 @@ struct Server {
     out: Vec<u8>,
     session: Option<Session>,
     closed: bool,
+    /// Bytes behind a STARTTLS that was acknowledged.
+    behind: Option<Vec<u8>>,
 }
 
 impl Server {
@@ -40,7 +43,7 @@ impl Server {
         let mut out = Vec::new();
         let handshake = Handshake::new(config, &mut out);
         assert_eq!(out, [&INIT_MAGIC.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 3]].concat());
-        let mut server = Self { handshake, out: Vec::new(), session: None, closed: false };
+        let mut server = Self { handshake, out: Vec::new(), session: None, closed: false, behind: None };
         server.feed(&flags.to_be_bytes()).unwrap();
         server
     }
@@ -59,7 +62,12 @@ impl Server {
                     Step::Receive => break,
                     Step::Find { name } => {
                         let exports = exports();
-                        let export = exports.iter().find(|export| export.name == name);
+                        let found = exports.iter().find(|export| export.name == name);
+                        let encrypted = self.handshake.encrypted;
+                        let export = match found {
+                            Some(export) if export.name == "vault" && !encrypted => Lookup::TlsRequired,
+                            found => found.into(),
+                        };
                         match self.handshake.found(export, &mut self.out)? {
                             Step::Receive => break,
                             step => step,
@@ -68,10 +76,15 @@ impl Server {
                     Step::List => {
                         let list: Vec<_> = exports()
                             .into_iter()
+                            .filter(|export| export.name != "vault")
                             .map(|export| Listing { name: export.name, description: export.description })
                             .collect();
                         self.handshake.listed(&list, &mut self.out);
                         break;
+                    }
+                    Step::StartTls => {
+                        self.behind = Some(input.to_vec());
+                        return Ok(());
                     }
                     Step::Transmit(session) => {
                         self.session = Some(session);
@@ -410,3 +423,4 @@ fn a_draining_server_answers_shutdown_but_lets_go() {
 }
 
 mod meta_contexts;
+mod tls;

@@ -6,7 +6,8 @@ use crate::address::Transport;
 
 /// The same requests to a server, and to a node in front of it.
 pub(super) fn upstream(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result<()> {
-    const COLUMNS: &[Column] = &[("p50, depth 1", 0), ("IOPS, depth 32", 0), ("p99, depth 32", 0), ("MiB/s, 256k", 0)];
+    const COLUMNS: &[Column] =
+        &[("p50, depth 1", 0), ("IOPS, depth 32", 0), ("p99, depth 32", 0), ("MiB/s, 256k", 0)];
     answer.how = "4k random reads, one and 32 in flight, and 256k sequential ones, 16 in flight: of a server directly, and \
                   of a second ringnbd that serves its export (`serve nbd://...`), over the same kind of socket. The node \
                   runs on the client's processor and the server on the other, so a machine with two has no processor \
@@ -16,13 +17,15 @@ pub(super) fn upstream(stage: &Stage<'_>, answer: &mut Answer) -> anyhow::Result
         let server = stage.serve(transport, "", &stage.file(false)?)?;
         let export = server.address.uri("");
         let node = stage.serve_on(&[stage.machine.client_core], transport, "--shards 1", &export)?;
-        let sides = [(format!("{transport}, directly"), &server), (format!("{transport}, through a node"), &node)];
+        let sides =
+            [(format!("{transport}, directly"), &server), (format!("{transport}, through a node"), &node)];
         let rows = stage.in_turn(&sides, |target| {
             let one = stage.sample(target, "--rw randread --bs 4k --iodepth 1")?;
             let many = stage.sample(target, "--rw randread --bs 4k --iodepth 32")?;
             let large = stage.sample(target, "--rw read --bs 256k --iodepth 16")?;
             let (p50_us, many_latency) = (one.latency()?.p50_us, many.latency()?);
-            let mut point = many.point([p50_us, many.client.iops, many_latency.p99_us, large.client.iops / 4.0]);
+            let mut point =
+                many.point([p50_us, many.client.iops, many_latency.p99_us, large.client.iops / 4.0]);
             point.noisy |= one.noisy || large.noisy;
             Ok(point)
         })?;
