@@ -213,7 +213,8 @@ impl Secured {
             if let Opened::Data(range) = self.session.open(&mut self.input[..length]).unwrap() {
                 let data = &self.input[range];
                 let part = head.len().saturating_sub(got).min(data.len());
-                head[got.min(head.len())..][..part].copy_from_slice(&data[..part]);
+                let at = got.min(head.len());
+                head[at..][..part].copy_from_slice(&data[..part]);
                 got += data.len();
             }
             self.input.drain(..length);
@@ -236,7 +237,7 @@ fn requests_through_tls_allocate_nothing_after_warm_up() {
     std::fs::write(directory.path().join("server-cert.pem"), certificate.pem()).unwrap();
     std::fs::write(directory.path().join("server-key.pem"), key.serialize_pem()).unwrap();
     let certificates = Arc::new(Certificates::load(directory.path(), false).unwrap());
-    let trusted = ClientCertificates::load(directory.path()).unwrap();
+    let trusted = ClientCertificates::load(Some(directory.path()), true).unwrap();
 
     let path = directory.path().join("nbd.sock");
     let file = directory.path().join("disk.img");

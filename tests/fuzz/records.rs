@@ -25,7 +25,7 @@ fn certificates() -> &'static (Certificates, ClientCertificates) {
             fs::write(dir.path().join(file), text).expect("write");
         }
         let server = Certificates::load(dir.path(), false).expect("good certificates");
-        (server, ClientCertificates::load(dir.path()).expect("good certificates"))
+        (server, ClientCertificates::load(Some(dir.path()), true).expect("good certificates"))
     })
 }
 
