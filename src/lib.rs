@@ -32,6 +32,9 @@
 //! 9. `server/send` gathers all replies that are ready into one `sendmsg`;
 //! 10. when that completes, the request is measured (`metrics`), its slot and buffer go back.
 //!
+//! Through TLS, records are decrypted in the provided buffer (1), and a payload is encrypted in its own (9), with the keys that
+//! rustls negotiated (`net/tls`).
+//!
 //! A large READ of what the page cache holds needs no buffer: it is sent from there (`rt/cached`). What moves much goes one
 //! operation in a turn, small ones first (`rt/heavy`), so that connections do not stop each other.
 //!

@@ -148,6 +148,19 @@ fn extended() -> Vec<u8> {
 }
 
 #[test]
+fn tls_opens_what_was_sealed_and_nothing_else() {
+    let hello = b"\x16\x03\x01\x00\x2f\x01\x00\x00\x2b\x03\x03";
+    let corpus = vec![
+        [&[0x40][..], hello, &[7; 40]].concat(),
+        [&[0x02][..], hello, &[0; 40]].concat(),
+        vec![1, 0, 0, 10, 1, 0, 63, 255, 2, 5, 0, 9, 1, 0, 0, 1, 3],
+        vec![1, 4, 0, 1, 0, 0, 0, 10, 1, 0, 0, 20, 2, 6, 0, 40, 3, 0, 1, 0, 0],
+        vec![1, 0, 16, 0, 1, 0, 1, 1, 2, 7, 0, 5, 200, 0, 0, 9, 1],
+    ];
+    drive("tls", bodies::tls, &corpus);
+}
+
+#[test]
 fn handshake_survives_anything() {
     drive("handshake", bodies::handshake, &sessions());
 }

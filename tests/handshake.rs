@@ -6,7 +6,9 @@ mod anything;
 mod pair;
 
 use pair::{Outcome, Wire, meet};
-use ringnbd::proto::{Dialect, DialerConfig, HandshakeConfig, Style, SurveyConfig, TransmissionFlags, Which};
+use ringnbd::proto::{
+    Dialect, DialerConfig, HandshakeConfig, Style, SurveyConfig, TlsMode, TransmissionFlags, Which,
+};
 
 fn contexts() -> Vec<String> {
     ["base:allocation", "x-none:such", "qemu:allocation-depth"].map(str::to_owned).to_vec()
@@ -21,7 +23,10 @@ fn pairs() -> Vec<(HandshakeConfig, DialerConfig)> {
         for (extended, structured) in [(true, true), (false, true), (false, false)] {
             let contexts = contexts();
             let export = export.to_owned();
-            pairs.push((fixed.clone(), DialerConfig { export, extended, structured, contexts, tls: false }));
+            pairs.push((
+                fixed.clone(),
+                DialerConfig { export, extended, structured, contexts, tls: TlsMode::Disable },
+            ));
         }
     }
     pairs

@@ -36,8 +36,8 @@ use std::time::Duration;
 pub use device::{Device, DeviceError};
 pub use ioctls::Held;
 
-use crate::client::{self, ConnectError, Connection, Uri, changed};
-use crate::proto::{DialerConfig, Link, TransmissionFlags};
+use crate::client::{self, ConnectError, Connection, Security, Uri, changed};
+use crate::proto::{DialerConfig, Link, TlsMode, TransmissionFlags};
 use crate::rt::caps::Unsupported;
 use family::{Deaths, Family};
 use plan::Plan;
@@ -131,6 +131,15 @@ pub enum AttachError {
         /// In what.
         what: String,
     },
+    /// The kernel would have to encrypt.
+    #[error(
+        "{uri}: the kernel's client has no TLS: serve it to the kernel by a node of your own, \
+         ringnbd serve -l unix:PATH {uri:?}, and attach nbd+unix:///?socket=PATH"
+    )]
+    Tls {
+        /// Of the export.
+        uri: String,
+    },
     /// The kernel says no to something else.
     #[error("{subject}: cannot {what}: {error}")]
     Refused {
@@ -186,6 +195,7 @@ impl Attached {
 /// # Errors
 /// [`AttachError`]; [`AttachError::NoNetlink`] where [`hold`] is the way that is left.
 pub fn attach(uri: &Uri, options: &Options) -> Result<Attached, AttachError> {
+    let uri = &plain(uri)?;
     let Some(mut family) = Family::find()? else {
         let has_module = device::all().next().is_some();
         return Err(if has_module { AttachError::NoNetlink } else { AttachError::NoModule });
@@ -213,7 +223,7 @@ pub fn attach(uri: &Uri, options: &Options) -> Result<Attached, AttachError> {
 /// # Errors
 /// [`AttachError`].
 pub fn hold(uri: &Uri, device: Device, options: &Options) -> Result<Held, AttachError> {
-    let (link, sockets) = open(uri, 1)?;
+    let (link, sockets) = open(&plain(uri)?, 1)?;
     let plan = Plan::of(&link, options.read_only)?;
     ioctls::prepare(device, &plan, options.timeout_s, sockets)
 }
@@ -268,6 +278,14 @@ pub fn list() -> Result<Vec<Entry>, AttachError> {
     Ok(devices.into_iter().filter_map(Device::entry).collect())
 }
 
+/// The same export without TLS, whose keys the kernel's client could not use.
+fn plain(uri: &Uri) -> Result<Uri, AttachError> {
+    match uri.security.tls {
+        TlsMode::Require => Err(AttachError::Tls { uri: uri.to_string() }),
+        TlsMode::Allow | TlsMode::Disable => Ok(Uri { security: Security::default(), ..uri.clone() }),
+    }
+}
+
 /// Connections to an export, negotiated and quiet; what was agreed on with the first.
 fn open(uri: &Uri, wanted: usize) -> Result<(Link, Vec<OwnedFd>), AttachError> {
     let wanted = wanted.clamp(1, CONNECTIONS_MAX);
@@ -290,7 +308,7 @@ fn open(uri: &Uri, wanted: usize) -> Result<(Link, Vec<OwnedFd>), AttachError> {
 async fn dial(uri: &Uri) -> Result<(Link, OwnedFd), AttachError> {
     let export = uri.export.clone();
     let config = DialerConfig { export, extended: false, structured: false, ..DialerConfig::default() };
-    let connection = Connection::open_within(&uri.address, config, HANDSHAKE_MAX, Some(KEEPALIVE)).await?;
+    let connection = Connection::open_within(uri, config, HANDSHAKE_MAX, Some(KEEPALIVE)).await?;
     connection.release().await.map_err(|error| AttachError::Broken { uri: uri.to_string(), error })
 }
 

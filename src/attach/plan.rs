@@ -62,6 +62,7 @@ mod tests {
 
     fn link(size: u64, minimum: u32) -> Link {
         Link {
+            tls: false,
             dialect: Dialect::Simple,
             size,
             flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_TRIM,

@@ -152,7 +152,7 @@ impl Nbd {
         Ok(runs.into_iter().map(extent).collect())
     }
 
-    /// What each of the contexts, by its number in [`Upstream::contexts`], says of the range: at least one run, at most
+    /// What each of the contexts, by its number in `Upstream::contexts`, says of the range: at least one run, at most
     /// `extents_max`, as far as the other server told.
     pub async fn status(
         &self,

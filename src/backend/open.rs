@@ -34,6 +34,18 @@ const PAGE: u64 = 4096;
 const BUFFER_ALIGN: u32 = 512;
 /// Coarsest blocks that direct I/O is done in: edges are read and written through buffers of a few blocks.
 const DIRECT_ALIGN_MAX: u64 = 1 << 20;
+/// What has no device behind it can do everything, and has nothing to bring into memory.
+const IN_MEMORY: Can = Can {
+    flush: true,
+    fua: true,
+    trim: true,
+    zero: true,
+    fast_zero: true,
+    cache: false,
+    extents: true,
+    multi_conn: true,
+};
+
 /// Why an export cannot be opened: what, where, and what to do.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // the message of each variant is its documentation
@@ -115,19 +127,7 @@ fn open_source(source: &Source, spec: &ExportSpec) -> Result<Opened, OpenError> 
         Source::File(path) => open_path(path, "a regular file", spec),
         Source::Block(path) => open_path(path, "a block device", spec),
         Source::Memory(size) => open_memory(*size, options),
-        Source::Null(size) => {
-            let can = Can {
-                flush: true,
-                fua: true,
-                trim: true,
-                zero: true,
-                fast_zero: true,
-                cache: false,
-                extents: true,
-                multi_conn: true,
-            };
-            Ok((*size, traits(options, can, 1, false), Store::Null))
-        }
+        Source::Null(size) => Ok((*size, traits(options, IN_MEMORY, 1, false), Store::Null)),
         Source::Nbd(uri) => {
             let (size, traits, upstream) = Upstream::open(uri, options)?;
             Ok((size, traits, Store::Nbd(Arc::new(upstream))))
@@ -157,19 +157,9 @@ fn open_memory(size: u64, options: &ExportOptions) -> Result<Opened, OpenError> 
     let failed = |errno: Errno| OpenError::Memory { size, source: errno.into() };
     let fd = rustix::fs::memfd_create("ringnbd", MemfdFlags::CLOEXEC).map_err(failed)?;
     rustix::fs::ftruncate(&fd, size).map_err(failed)?;
-    let can = Can {
-        flush: true,
-        fua: true,
-        trim: true,
-        zero: true,
-        fast_zero: true,
-        cache: false,
-        extents: true,
-        multi_conn: true,
-    };
     let found = Found { kind: Kind::Memory, whole: size, block: 1, window: 0..size };
     let disk = found.disk(fd, None, None, "memory".to_owned(), options);
-    Ok((size, traits(options, can, 1, false), Store::Disk(Arc::new(disk))))
+    Ok((size, traits(options, IN_MEMORY, 1, false), Store::Disk(Arc::new(disk))))
 }
 
 /// What was found at a path.

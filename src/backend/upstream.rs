@@ -156,7 +156,7 @@ async fn look(uri: &Uri, mut options: Options) -> Result<Looked, ConnectError> {
     let mut looked = Looked { link: client.link().clone(), block: client.minimum_block() };
     client.disconnect().await;
     let named = SurveyConfig { which: Which::One(uri.export.clone()), ..SurveyConfig::default() };
-    let found = match survey(&uri.address, named, options.handshake_timeout).await {
+    let found = match survey(uri, named, options.handshake_timeout).await {
         Ok(found) => found,
         Err(error) => {
             tracing::debug!("{uri}: its meta contexts cannot be listed: {error}");

@@ -37,7 +37,7 @@ written by an earlier run with the same --seed and --bs. The first block that is
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Bench {
-    /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS, with tls-certificates=DIR
     #[arg(value_parser = Uri::parse)]
     uri: Uri,
 

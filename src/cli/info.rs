@@ -13,7 +13,9 @@ use clap::Args;
 
 use super::print;
 use crate::client::{self, Client, ConnectError, Connection, Options, Uri};
-use crate::proto::{DialError, Dialect, DialerConfig, Found, Link, SurveyConfig, TransmissionFlags, Which};
+use crate::proto::{
+    DialError, Dialect, DialerConfig, Found, Link, SurveyConfig, TlsMode, TransmissionFlags, Which,
+};
 
 /// How long a server may take over telling.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,7 +34,7 @@ Examples:
 
 Exit code of --is and --can: 0 for true, 2 for false, 1 where that cannot be told.")]
 pub(super) struct Info {
-    /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS, with tls-certificates=DIR
     #[arg(value_parser = Uri::parse)]
     uri: Uri,
 
@@ -81,6 +83,7 @@ pub(super) struct Info {
 struct Facts {
     uri: Uri,
     protocol: &'static str,
+    tls: bool,
     /// Headers that were agreed on.
     dialect: Dialect,
     exports: Vec<Found>,
@@ -127,6 +130,7 @@ impl Info {
         let flags = facts.exports.first().and_then(|found| found.export).unwrap_or_default().1;
         let is_true = match told {
             Some(Told::Always(is_true)) => is_true,
+            Some(Told::Tls) => facts.tls,
             Some(Told::Flag(flag)) => flags.contains(flag),
             Some(Told::NotFlag(flag)) => !flags.contains(flag),
             Some(Told::Dialect(least)) => facts.dialect == least || facts.dialect == Dialect::Extended,
@@ -158,6 +162,7 @@ impl Info {
 /// Where a flag's truth comes from.
 enum Told {
     Always(bool),
+    Tls,
     Flag(TransmissionFlags),
     NotFlag(TransmissionFlags),
     Dialect(Dialect),
@@ -166,8 +171,7 @@ enum Told {
 fn told_by(flag: &str) -> Option<Told> {
     Some(match flag {
         "connect" | "read" => Told::Always(true),
-        // Without TLS there is no connection that has it.
-        "tls" => Told::Always(false),
+        "tls" => Told::Tls,
         "write" => Told::NotFlag(TransmissionFlags::READ_ONLY),
         "read-only" | "readonly" => Told::Flag(TransmissionFlags::READ_ONLY),
         "rotational" => Told::Flag(TransmissionFlags::ROTATIONAL),
@@ -189,7 +193,7 @@ fn told_by(flag: &str) -> Option<Told> {
 async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
     let which = if list { Which::All } else { Which::One(uri.export.clone()) };
     let config = SurveyConfig { which, ..SurveyConfig::default() };
-    let exports = match client::survey(&uri.address, config, PATIENCE).await {
+    let exports = match client::survey(&uri, config, PATIENCE).await {
         Ok(exports) => exports,
         Err(ConnectError::Dial { error: DialError::NoList, .. }) if !list => {
             return opened(uri, "newstyle", Vec::new()).await;
@@ -197,10 +201,13 @@ async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
         Err(error) => return Err(error),
     };
     let dialect = exports.first().map_or(Some(Dialect::Simple), |found| found.dialect);
+    // Where nothing is listed nothing tells, but what was demanded.
+    let tls = exports.first().map_or(uri.security.tls == TlsMode::Require, |found| found.tls);
     let Some(dialect) = dialect else {
         return Ok(Facts {
             uri,
             protocol: "oldstyle",
+            tls,
             dialect: Dialect::Simple,
             exports,
             contents: Vec::new(),
@@ -208,7 +215,7 @@ async fn facts(uri: Uri, list: bool) -> Result<Facts, ConnectError> {
     };
     let protocol = "newstyle-fixed";
     if list {
-        return Ok(Facts { uri, protocol, dialect, exports, contents: Vec::new() });
+        return Ok(Facts { uri, protocol, tls, dialect, exports, contents: Vec::new() });
     }
     let contexts = exports.into_iter().next().map(|found| found.contexts).unwrap_or_default();
     opened(uri, protocol, contexts).await
@@ -229,8 +236,8 @@ fn contents(facts: &Facts) -> anyhow::Result<Vec<Option<String>>> {
 
 async fn opened(uri: Uri, protocol: &'static str, contexts: Vec<String>) -> Result<Facts, ConnectError> {
     let config = DialerConfig { export: uri.export.clone(), ..DialerConfig::default() };
-    let Link { dialect, size, flags, block, name, description, .. } =
-        Connection::open_within(&uri.address, config, PATIENCE, None).await?.leave().await;
+    let Link { tls, dialect, size, flags, block, name, description, .. } =
+        Connection::open_within(&uri, config, PATIENCE, None).await?.leave().await;
     let export = Found {
         name: uri.export.clone(),
         canonical: name,
@@ -239,7 +246,8 @@ async fn opened(uri: Uri, protocol: &'static str, contexts: Vec<String>) -> Resu
         block,
         contexts,
         dialect: Some(dialect),
+        tls,
         refused: None,
     };
-    Ok(Facts { uri, protocol, dialect, exports: vec![export], contents: Vec::new() })
+    Ok(Facts { uri, protocol, tls, dialect, exports: vec![export], contents: Vec::new() })
 }

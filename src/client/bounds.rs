@@ -95,7 +95,7 @@ mod tests {
 
     fn link(size: u64, dialect: Dialect, block: Option<BlockSizes>) -> Link {
         let (flags, contexts) = (TransmissionFlags::NONE, Vec::new());
-        Link { dialect, size, flags, block, name: None, description: None, contexts }
+        Link { tls: false, dialect, size, flags, block, name: None, description: None, contexts }
     }
 
     fn bounds(size: u64, minimum: u32, maximum: u32, dialect: Dialect) -> Bounds {

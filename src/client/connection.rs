@@ -9,8 +9,10 @@ use std::{io, mem};
 use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 
 use super::error::ConnectError;
-use super::uri::Address;
-use crate::net::Inbox;
+use super::security::Credentials;
+use super::uri::{Address, Uri};
+use crate::net::tls::{self, Fault};
+use crate::net::{Inbox, Line};
 use crate::proto::{Command, CommandFlags, Dialed, Dialer, DialerConfig, Found, Link, Request, SurveyConfig};
 use crate::rt;
 use crate::rt::gather::Gather;
@@ -27,18 +29,20 @@ pub struct Connection {
     /// Replies.
     pub inbox: Inbox,
     /// Where requests go.
-    pub socket: Rc<Socket>,
+    pub line: Line,
 }
 
 impl Connection {
-    /// Connects and negotiates, without a limit of time.
+    /// Connects and negotiates, without a limit of time: to where the URI leads, under TLS or not as it says. What is opened
+    /// there is up to `config`.
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn open(address: &Address, config: DialerConfig) -> Result<Self, ConnectError> {
-        let mut talk = Talk::begin(address, Dialer::new(config)).await?;
+    pub async fn open(uri: &Uri, config: DialerConfig) -> Result<Self, ConnectError> {
+        let dialer = Dialer::new(DialerConfig { tls: uri.security.tls, ..config });
+        let mut talk = Talk::begin(uri, dialer).await?;
         match talk.until_over().await? {
-            Dialed::Linked(link) => Ok(Self { link: *link, inbox: talk.inbox, socket: talk.socket }),
+            Dialed::Linked(link) => Ok(Self { link: *link, inbox: talk.inbox, line: talk.line }),
             _ => Err(talk.ended()),
         }
     }
@@ -48,17 +52,18 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`]; [`ConnectError::Slow`] when the time is over.
     pub async fn open_within(
-        address: &Address,
+        uri: &Uri,
         config: DialerConfig,
         limit: Duration,
         keepalive: Option<Duration>,
     ) -> Result<Self, ConnectError> {
-        let connection = within(limit, address, Self::open(address, config)).await?;
-        if let (Address::Tcp { .. }, Some(idle)) = (address, keepalive) {
+        let connection = within(limit, uri, Self::open(uri, config)).await?;
+        if let (Address::Tcp { .. }, Some(idle)) = (&uri.address, keepalive) {
             let keepalive =
                 TcpKeepalive::new().with_time(idle).with_interval(idle / 4 + Duration::from_secs(1));
             // A socket without keepalive works as well, until the day it does not; no reason to refuse it.
-            let _ = SockRef::from(connection.socket.fd()).set_tcp_keepalive(&keepalive.with_retries(4));
+            let _ =
+                SockRef::from(connection.line.socket().fd()).set_tcp_keepalive(&keepalive.with_retries(4));
         }
         Ok(connection)
     }
@@ -67,12 +72,16 @@ impl Connection {
     /// more.
     ///
     /// # Errors
-    /// The errno of `recv(2)`; `InvalidData` if the server has sent what nobody asked for.
+    /// The errno of `recv(2)`; `InvalidData` if the server has sent what nobody asked for; `Unsupported` under TLS, whose keys
+    /// stay here.
     pub async fn release(mut self) -> io::Result<(Link, OwnedFd)> {
+        if self.line.is_secure() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         if self.inbox.stop().await? > 0 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok((self.link, self.socket.fd().try_clone()?))
+        Ok((self.link, self.line.socket().fd().try_clone()?))
     }
 
     /// Says goodbye; a server that is gone already needs none. What was agreed on stays known.
@@ -81,7 +90,8 @@ impl Connection {
         let goodbye = Request { command, flags, cookie: 0, offset: 0, length: 0, payload: 0 };
         let mut gather = Box::new(Gather::new());
         gather.bytes(&goodbye.encode(self.link.dialect));
-        let _ = self.socket.send(gather).await;
+        let _ = self.line.send(gather).await;
+        self.line.farewell().await;
         self.link
     }
 }
@@ -102,7 +112,7 @@ impl Connection {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let uri = Uri::parse("nbd://localhost")?;
 /// let found = ringnbd::rt::block_on(async move {
-///     survey(&uri.address, SurveyConfig::default(), Duration::from_secs(30)).await
+///     survey(&uri, SurveyConfig::default(), Duration::from_secs(30)).await
 /// })??;
 /// for export in found {
 ///     println!("{:?} {:?}", export.name, export.export);
@@ -110,31 +120,29 @@ impl Connection {
 /// # Ok(())
 /// # }
 /// ```
-pub async fn survey(
-    address: &Address,
-    config: SurveyConfig,
-    limit: Duration,
-) -> Result<Vec<Found>, ConnectError> {
+pub async fn survey(uri: &Uri, config: SurveyConfig, limit: Duration) -> Result<Vec<Found>, ConnectError> {
     let survey = async {
-        let mut talk = Talk::begin(address, Dialer::survey(config)).await?;
+        let dialer = Dialer::survey(SurveyConfig { tls: uri.security.tls, ..config });
+        let mut talk = Talk::begin(uri, dialer).await?;
         match talk.until_over().await? {
             Dialed::Surveyed(found) => {
-                talk.socket.shutdown();
+                talk.line.farewell().await;
+                talk.line.shutdown();
                 Ok(found)
             }
             _ => Err(talk.ended()),
         }
     };
-    within(limit, address, survey).await
+    within(limit, uri, survey).await
 }
 
 /// What becomes of a handshake by a deadline.
 async fn within<T>(
     limit: Duration,
-    address: &Address,
+    uri: &Uri,
     handshake: impl Future<Output = Result<T, ConnectError>>,
 ) -> Result<T, ConnectError> {
-    let slow = |_| ConnectError::Slow { address: address.to_string(), seconds: limit.as_secs() };
+    let slow = |_| ConnectError::Slow { address: uri.address.to_string(), seconds: limit.as_secs() };
     rt::timer::deadline(limit, Box::pin(handshake)).await.map_err(slow)?
 }
 
@@ -142,18 +150,20 @@ async fn within<T>(
 struct Talk {
     address: String,
     dialer: Dialer,
-    socket: Rc<Socket>,
+    credentials: Option<Credentials>,
+    line: Line,
     inbox: Inbox,
 }
 
 impl Talk {
-    async fn begin(address: &Address, dialer: Dialer) -> Result<Self, ConnectError> {
-        let name = address.to_string();
-        let fd =
-            connect(address).await.map_err(|error| ConnectError::Connect { address: name.clone(), error })?;
+    async fn begin(uri: &Uri, dialer: Dialer) -> Result<Self, ConnectError> {
+        let credentials = Credentials::load(uri).await?;
+        let address = uri.address.to_string();
+        let connected = connect(&uri.address).await;
+        let fd = connected.map_err(|error| ConnectError::Connect { address: address.clone(), error })?;
         let socket = Rc::new(Socket::new(fd));
         let inbox = Inbox::new(Rc::clone(&socket));
-        Ok(Self { address: name, dialer, socket, inbox })
+        Ok(Self { address, dialer, credentials, line: Line::new(socket), inbox })
     }
 
     async fn until_over(&mut self) -> Result<Dialed, ConnectError> {
@@ -168,23 +178,68 @@ impl Talk {
             let (_, dialed) =
                 advanced.map_err(|error| ConnectError::Dial { address: self.address.clone(), error })?;
             match dialed {
-                Dialed::Receive => sent?,
-                Dialed::Secure => return Err(ConnectError::Tls { address: self.address.clone() }),
+                // A server may have said why it does not listen any more.
+                Dialed::Receive if sent.is_err() && !self.line.is_secure() => return Err(self.ended()),
+                Dialed::Receive => self.fill().await?,
+                Dialed::Secure => {
+                    sent.map_err(|_| self.ended())?;
+                    Box::pin(self.secure()).await?;
+                    self.dialer.secured(&mut out);
+                }
                 Dialed::Linked(_) | Dialed::Surveyed(_) => return Ok(dialed),
-            }
-            if !matches!(self.inbox.fill(usize::MAX).await, Ok(true)) {
-                return Err(self.ended());
             }
         }
     }
 
-    async fn send(&self, bytes: Vec<u8>) -> Result<(), ConnectError> {
+    /// Brings up TLS. What the server sent so far was read by the dialer, to the last byte.
+    async fn secure(&mut self) -> Result<(), ConnectError> {
+        let Some(Credentials { certificates, name }) = self.credentials.take() else {
+            return Err(self.ended());
+        };
+        let address = self.address.clone();
+        let failed = |fault: Fault| ConnectError::Tls { address: address.clone(), fault };
+        let mut handshake = tls::Handshake::client(certificates.current(), name).map_err(failed)?;
+        let mut out = Vec::new();
+        let mut advanced = handshake.advance(&[], &mut out);
+        loop {
+            // What tells the server of a fault goes out as well.
+            let sent = self.send(mem::take(&mut out)).await;
+            let is_done = advanced.map_err(failed)?;
+            if is_done {
+                sent.map_err(|_| self.ended())?;
+                break;
+            }
+            self.fill().await?;
+            let bytes = self.inbox.bytes();
+            advanced = handshake.advance(bytes, &mut out);
+            let count = bytes.len();
+            self.inbox.consume(count);
+        }
+        let finished = handshake.finish().map_err(failed)?;
+        tracing::debug!("{address}: {}", finished.session.describe());
+        self.line.secure(self.inbox.secure(finished));
+        Ok(())
+    }
+
+    /// Waits for more of what the server says.
+    async fn fill(&mut self) -> Result<(), ConnectError> {
+        match self.inbox.fill(usize::MAX).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.ended()),
+            Err(error) => Err(match error.get_ref().and_then(|fault| fault.downcast_ref::<Fault>()) {
+                Some(fault) => ConnectError::Tls { address: self.address.clone(), fault: fault.clone() },
+                None => self.ended(),
+            }),
+        }
+    }
+
+    async fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         let mut gather = Box::new(Gather::new());
         gather.blob(bytes);
-        self.socket.send(gather).await.0.map_err(|_| self.ended())
+        self.line.send(gather).await.0
     }
 
     fn ended(&self) -> ConnectError {

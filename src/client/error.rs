@@ -3,8 +3,9 @@
 use std::io;
 
 use super::uri::UriError;
+use crate::net::tls::{CertificateError, Fault};
 use crate::proto::reply_decode::ReplyError;
-use crate::proto::{Command, DialError, Errno, OptionCode, Violation};
+use crate::proto::{Command, DialError, Errno, OptionCode, OptionReply, Violation};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +23,7 @@ pub enum ConnectError {
         error: io::Error,
     },
     /// The handshake failed.
-    #[error("{address}: {error}")]
+    #[error("{address}: {error}{}", advice(error))]
     Dial {
         /// Where.
         address: String,
@@ -61,12 +62,33 @@ pub enum ConnectError {
         /// In what.
         what: String,
     },
-    /// TLS is up to a later version.
-    #[error("{address}: TLS is not supported yet")]
+    /// TLS did not come about.
+    #[error("{address}: TLS: {fault}")]
     Tls {
         /// Where.
         address: String,
+        /// Why.
+        fault: Fault,
     },
+    /// The files that TLS needs are no use.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+    /// No certificate can name this.
+    #[error("{name:?} is not a name that a certificate can have: write tls-hostname=NAME")]
+    ServerName {
+        /// What the server is called.
+        name: String,
+    },
+}
+
+fn advice(error: &DialError) -> &'static str {
+    match error {
+        DialError::Refused { reply: OptionReply::ERR_TLS_REQD, .. } => "; write nbds instead of nbd",
+        DialError::Refused { option: OptionCode::STARTTLS, .. } | DialError::NoTls(_) => {
+            "; without TLS it can be reached by nbd instead of nbds"
+        }
+        _ => "",
+    }
 }
 
 fn at(option: Option<OptionCode>) -> String {
@@ -76,7 +98,6 @@ fn at(option: Option<OptionCode>) -> String {
 impl ConnectError {
     /// Whether it may go better later: nobody listens yet, or the server is just starting or stopping.
     pub fn may_pass(&self) -> bool {
-        use crate::proto::OptionReply;
         match self {
             Self::Connect { .. } | Self::Ended { .. } | Self::Slow { .. } => true,
             Self::Dial { error: DialError::Refused { reply, .. }, .. } => *reply == OptionReply::ERR_SHUTDOWN,

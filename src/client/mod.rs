@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `uri` | addresses, in every form that is in use |
 //! | `options`, `error` | what can be set; what can go wrong |
+//! | `security` | TLS: whether, whom to trust, under which name |
 //! | `connection` | a socket and a handshake on it; looking at what a server exports |
 //! | `session` | requests in flight by cookie, without I/O |
 //! | `pipelined` | one connection with many requests in flight |
@@ -67,6 +68,22 @@
 //! # }
 //! ```
 //!
+//! By TLS, with whatever the URI says about certificates; see [`Security`]:
+//! ```no_run
+//! use ringnbd::client::{Client, ConnectError};
+//!
+//! # async fn open() -> Result<(), ConnectError> {
+//! let uri = "nbds://storage.example/disk?tls-certificates=/etc/pki/nbd";
+//! match Client::connect(uri).await {
+//!     Ok(client) => assert!(client.link().tls),
+//!     // "storage.example:10809: TLS: server certificate signed by unknown CA", "... revoked", ...
+//!     Err(error @ (ConnectError::Tls { .. } | ConnectError::Certificates(_))) => eprintln!("{error}"),
+//!     Err(error) => return Err(error),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! A client that outlives restarts of its server, with several connections if the server says that they are safe:
 //! ```no_run
 //! use std::time::Duration;
@@ -89,6 +106,7 @@ mod extents;
 mod options;
 mod pipelined;
 mod reconnect;
+mod security;
 mod session;
 mod status;
 mod uri;
@@ -102,10 +120,11 @@ pub use error::{ConnectError, Error};
 pub use extents::{Extent, Status};
 pub use options::{BelowMinimum, Options};
 pub(crate) use reconnect::changed;
+pub use security::Security;
 pub use session::Session;
 pub use uri::{Address, Uri, UriError};
 
-pub use crate::net::Inbox;
+pub use crate::net::{Inbox, Line};
 pub use crate::proto::reply_decode::ReplyError;
 pub use crate::proto::{
     AllocationFlags, CommandFlags, Errno, Found, Link, SurveyConfig, TransmissionFlags, Which,

@@ -23,11 +23,10 @@ use smallvec::SmallVec;
 
 use super::connection::Connection;
 use super::session::Session;
-use crate::net::Inbox;
+use crate::net::{Inbox, Line};
 use crate::proto::reply_decode::ReplyError;
 use crate::proto::{Command, CommandFlags, Link, Reply, ReplyBody, Request, Violation};
 use crate::rt::gather::Gather;
-use crate::rt::net::Socket;
 use crate::rt::sync::{Either, Event, Queue, Semaphore, select};
 use crate::rt::{self, Buffer, timer};
 use call::{Answer, Call, Loan, Permit, Queued};
@@ -92,7 +91,7 @@ pub(super) struct Pipelined {
     link: Link,
     /// Wire ids of the client's contexts, in the client's order.
     ids: Vec<Option<u32>>,
-    socket: Rc<Socket>,
+    line: Line,
     session: RefCell<Session<Call>>,
     out: Queue<u64>,
     window: Semaphore,
@@ -107,14 +106,14 @@ pub(super) struct Pipelined {
 impl Pipelined {
     /// A connection before its first request, and what [`Pipelined::run`] reads from.
     pub(super) fn new(connection: Connection, contexts: &[String], window: usize) -> (Rc<Self>, Inbox) {
-        let Connection { link, inbox, socket } = connection;
+        let Connection { link, inbox, line } = connection;
         let id_of = |name: &String| link.contexts.iter().find(|(_, own)| own == name).map(|(id, _)| *id);
         let depth = u32::try_from(window).unwrap_or(u32::MAX).clamp(1, WINDOW_MAX);
         let pipelined = Rc::new(Self {
             ids: contexts.iter().map(id_of).collect(),
             session: RefCell::new(Session::new(link.dialect, depth)),
             link,
-            socket,
+            line,
             out: Queue::new(),
             window: Semaphore::new(depth as usize),
             waiting: Cell::new(0),
@@ -245,7 +244,7 @@ impl Pipelined {
     /// The connection is over; the first reason given counts.
     fn conclude(&self, end: End) -> End {
         let end = self.end.borrow_mut().get_or_insert(end).clone();
-        self.socket.shutdown();
+        self.line.shutdown();
         while self.out.pop().is_some() {}
         let mut settled = SmallVec::<[u64; 16]>::new();
         for (request, call) in self.session.borrow_mut().each() {
@@ -421,7 +420,7 @@ async fn send(pipelined: Rc<Pipelined>) {
             let disconnect = Request { command, flags, cookie: 0, offset: 0, length: 0, payload: 0 };
             gather.bytes(&disconnect.encode(pipelined.link.dialect));
         }
-        let (result, back) = pipelined.socket.send(gather).await;
+        let (result, back) = pipelined.line.send(gather).await;
         gather = back;
         // In the order opposite to that in which they were lent.
         while let Some(cookie) = lent.pop() {
@@ -436,6 +435,7 @@ async fn send(pipelined: Rc<Pipelined>) {
             return;
         }
         if goodbye {
+            pipelined.line.farewell().await;
             // Servers close now; one that does not is not waited for.
             pipelined.conclude(End::Left);
             return;

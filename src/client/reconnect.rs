@@ -254,7 +254,7 @@ impl Common {
 pub(super) async fn connect(uri: &Uri, options: &Options) -> Result<Connection, ConnectError> {
     let dialer = options.dialer(&uri.export);
     let connection =
-        Connection::open_within(&uri.address, dialer, options.handshake_timeout, options.keepalive).await?;
+        Connection::open_within(uri, dialer, options.handshake_timeout, options.keepalive).await?;
     let has = |name: &&String| connection.link.contexts.iter().any(|(_, own)| own == *name);
     if let Some(context) = options.unwanted_contexts.iter().find(has).cloned() {
         connection.leave().await;
@@ -268,6 +268,9 @@ pub(super) async fn connect(uri: &Uri, options: &Options) -> Result<Connection, 
 pub(crate) fn changed(before: &Link, now: &Link) -> Option<String> {
     if before.size != now.size {
         return Some(format!("it had {} bytes and now has {}", before.size, now.size));
+    }
+    if before.tls && !now.tls {
+        return Some("it was reached by TLS, which it no longer offers".to_owned());
     }
     let only_told =
         TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY | TransmissionFlags::ROTATIONAL;
@@ -311,6 +314,7 @@ mod tests {
 
     fn link() -> Link {
         Link {
+            tls: false,
             dialect: Dialect::Structured,
             size: 1 << 20,
             flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH,

@@ -1,5 +1,5 @@
 //! NBD URIs (`doc/uri.md` of the NBD project): `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`,
-//! `nbd+vsock://CID[:PORT]/EXPORT`; and the forms from before there were any: `nbd:HOST:PORT[:exportname=NAME]`,
+//! `nbd+vsock://CID[:PORT]/EXPORT`, each with `nbds` for TLS and the parameters of [`Security`]; and the forms from before there were any: `nbd:HOST:PORT[:exportname=NAME]`,
 //! `nbd:unix:PATH[:exportname=NAME]`, in which nothing is decoded.
 
 use std::ffi::OsString;
@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use crate::net::listen::{Listen, PORT};
+use super::security::Security;
+use crate::net::listen::{Listen, PORT, percent_encoded};
+use crate::proto::TlsMode;
 
 /// The context id that means this machine (`VMADDR_CID_LOCAL`, vsock(7)).
 const VSOCK_LOCAL: u32 = 1;
@@ -41,6 +43,8 @@ pub struct Uri {
     pub address: Address,
     /// The export's name: what follows exactly one slash, decoded.
     pub export: String,
+    /// Whether TLS, and how.
+    pub security: Security,
 }
 
 /// Why a text is no URI of ours.
@@ -108,7 +112,32 @@ impl Address {
 
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.address.uri(&self.export))
+        let Security { tls, certificates, hostname, verify_peer } = &self.security;
+        let plain = self.address.uri(&self.export);
+        match (tls, plain.strip_prefix("nbd")) {
+            (TlsMode::Require, Some(rest)) => write!(f, "nbds{rest}")?,
+            _ => f.write_str(&plain)?,
+        }
+        let mut parameters = Vec::new();
+        if *tls == TlsMode::Allow {
+            parameters.push("tls=allow".to_owned());
+        }
+        if let Some(directory) = certificates {
+            let directory = percent_encoded(directory.as_os_str().as_encoded_bytes());
+            parameters.push(format!("tls-certificates={directory}"));
+        }
+        if let Some(name) = hostname {
+            parameters.push(format!("tls-hostname={}", percent_encoded(name.as_bytes())));
+        }
+        if !verify_peer {
+            parameters.push("tls-verify-peer=0".to_owned());
+        }
+        let mut separator = if plain.contains('?') { '&' } else { '?' };
+        for parameter in parameters {
+            write!(f, "{separator}{parameter}")?;
+            separator = '&';
+        }
+        Ok(())
     }
 }
 
@@ -144,27 +173,32 @@ impl Uri {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let export = String::from_utf8(decode(path).map_err(fail)?)
             .map_err(|_| fail("the export's name is not UTF-8".to_owned()))?;
-        let socket = socket_of(query).map_err(fail)?;
+        let is_secure = scheme.starts_with("nbds");
+        let Query { socket, security } = Query::parse(query, is_secure).map_err(fail)?;
         if authority.contains('@') {
-            return Err(fail("a user name belongs to TLS, which is not supported yet".to_owned()));
+            return Err(fail(
+                "a user name belongs to TLS with a shared key, and only X.509 is known".to_owned(),
+            ));
         }
-        let address = match (scheme.as_str(), socket) {
+        let plain = if is_secure { scheme.replacen("nbds", "nbd", 1) } else { scheme.clone() };
+        let address = match (plain.as_str(), socket) {
             ("nbd+unix", Some(path)) if authority.is_empty() => Address::Unix(path),
             ("nbd+unix", Some(_)) => {
-                return Err(fail(format!("nbd+unix has no host, yet here is {authority}")));
+                return Err(fail(format!("{scheme} has no host, yet here is {authority}")));
             }
-            ("nbd+unix", None) => return Err(fail("nbd+unix needs ?socket=PATH".to_owned())),
+            ("nbd+unix", None) => return Err(fail(format!("{scheme} needs ?socket=PATH"))),
             ("nbd" | "nbd+tcp" | "nbd+vsock", Some(_)) => {
                 return Err(fail(format!("socket= goes with nbd+unix, not with {scheme}")));
             }
             ("nbd" | "nbd+tcp", None) => tcp(authority).map_err(fail)?,
             ("nbd+vsock", None) => vsock(authority).map_err(fail)?,
-            ("nbds" | "nbds+tcp" | "nbds+unix" | "nbds+vsock", _) => {
-                return Err(fail("TLS is not supported yet; use nbd instead of nbds".to_owned()));
+            _ => {
+                return Err(fail(format!(
+                    "{scheme} is not one of nbd, nbd+tcp, nbd+unix, nbd+vsock, or these with nbds"
+                )));
             }
-            _ => return Err(fail(format!("{scheme} is not one of nbd, nbd+tcp, nbd+unix, nbd+vsock"))),
         };
-        Ok(Self { address, export })
+        Ok(Self { address, export, security })
     }
 }
 
@@ -220,7 +254,7 @@ fn legacy(text: &str) -> Result<Uri, String> {
             tcp(place)?
         }
     };
-    Ok(Uri { address, export: export.to_owned() })
+    Ok(Uri { address, export: export.to_owned(), security: Security::default() })
 }
 
 fn vsock(authority: &str) -> Result<Address, String> {
@@ -236,22 +270,76 @@ fn vsock(authority: &str) -> Result<Address, String> {
     Ok(Address::Vsock { cid: number(cid, LOCAL)?, port: number(port, PORT.into())? })
 }
 
-/// The one parameter that we know, exactly once.
-fn socket_of(query: &str) -> Result<Option<PathBuf>, String> {
-    let mut socket = None;
-    for item in query.split('&').filter(|item| !item.is_empty()) {
-        let (key, value) = item.split_once('=').unwrap_or((item, ""));
-        match key {
-            "socket" if socket.is_some() => return Err("socket= is given twice".to_owned()),
-            "socket" if value.is_empty() => return Err("socket= needs a path".to_owned()),
-            "socket" => socket = Some(PathBuf::from(OsString::from_vec(decode(value)?))),
-            _ if key.starts_with("tls-") => {
-                return Err(format!("{key}= belongs to TLS, which is not supported yet"));
+/// The parameters of a URI.
+struct Query {
+    socket: Option<PathBuf>,
+    security: Security,
+}
+
+impl Query {
+    /// Each at most once; what is not known is a mistake.
+    fn parse(query: &str, is_secure: bool) -> Result<Self, String> {
+        let tls = if is_secure { TlsMode::Require } else { TlsMode::Disable };
+        let mut parsed = Self { socket: None, security: Security { tls, ..Security::default() } };
+        let mut seen = Vec::new();
+        for item in query.split('&').filter(|item| !item.is_empty()) {
+            let (key, value) = item.split_once('=').unwrap_or((item, ""));
+            if seen.contains(&key) {
+                return Err(format!("{key}= is given twice"));
             }
-            _ => return Err(format!("{key}= is not a parameter of NBD URIs that we know (socket=)")),
+            seen.push(key);
+            let value = decode(value)?;
+            let path = || PathBuf::from(OsString::from_vec(value.clone()));
+            let text = || String::from_utf8(value.clone()).map_err(|_| format!("{key}= is not UTF-8"));
+            match key {
+                "socket" if value.is_empty() => return Err("socket= needs a path".to_owned()),
+                "socket" => parsed.socket = Some(path()),
+                _ if key.starts_with("tls") => parsed.security.set(key, &text()?, path(), is_secure)?,
+                _ => {
+                    return Err(format!(
+                        "{key}= is not a parameter of NBD URIs that we know (socket=, {TLS_PARAMETERS})"
+                    ));
+                }
+            }
+        }
+        let of_tls = seen.iter().find(|key| key.starts_with("tls-"));
+        match of_tls {
+            Some(key) if parsed.security.tls == TlsMode::Disable => {
+                Err(format!("{key}= is for TLS: write nbds instead of nbd, or add tls=allow"))
+            }
+            _ => Ok(parsed),
         }
     }
-    Ok(socket)
+}
+
+const TLS_PARAMETERS: &str = "tls=, tls-certificates=, tls-hostname=, tls-verify-peer=";
+
+impl Security {
+    fn set(&mut self, key: &str, value: &str, path: PathBuf, is_secure: bool) -> Result<(), String> {
+        match (key, value) {
+            ("tls", "require") => self.tls = TlsMode::Require,
+            ("tls", "allow" | "disable") if is_secure => {
+                return Err(format!("nbds is TLS or nothing: for tls={value} write nbd"));
+            }
+            ("tls", "allow") => self.tls = TlsMode::Allow,
+            ("tls", "disable") => self.tls = TlsMode::Disable,
+            ("tls", _) => return Err(format!("tls={value} is not one of require, allow, disable")),
+            ("tls-certificates" | "tls-hostname", "") => return Err(format!("{key}= needs a value")),
+            ("tls-certificates", _) => self.certificates = Some(path),
+            ("tls-hostname", _) => self.hostname = Some(value.to_owned()),
+            ("tls-verify-peer", "1" | "on" | "true" | "yes") => self.verify_peer = true,
+            ("tls-verify-peer", "0" | "off" | "false" | "no") => self.verify_peer = false,
+            ("tls-verify-peer", _) => return Err(format!("tls-verify-peer={value} is neither 0 nor 1")),
+            ("tls-type", "x509") => {}
+            ("tls-type" | "tls-psk-file" | "tls-username", _) => {
+                return Err(format!(
+                    "{key}= asks for TLS with a shared key or without any; only X.509 is known"
+                ));
+            }
+            _ => return Err(format!("{key}= is not a parameter of TLS that we know ({TLS_PARAMETERS})")),
+        }
+        Ok(())
+    }
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, String> {
@@ -315,12 +403,39 @@ mod tests {
     }
 
     #[test]
+    fn security_is_as_the_scheme_and_the_parameters_say() {
+        let all = Security {
+            tls: TlsMode::Require,
+            certificates: Some("/d e".into()),
+            hostname: Some("x".to_owned()),
+            verify_peer: false,
+        };
+        let cases = [
+            ("nbd://h/", Security::default()),
+            ("nbd://h/?tls=disable", Security::default()),
+            ("nbds://h/", Security { tls: TlsMode::Require, ..Security::default() }),
+            ("nbd://h/?tls=require&tls-type=x509", Security { tls: TlsMode::Require, ..Security::default() }),
+            ("NBDS+TCP://h/?tls-verify-peer=1", Security { tls: TlsMode::Require, ..Security::default() }),
+            ("nbds+vsock://2/", Security { tls: TlsMode::Require, ..Security::default() }),
+            ("nbd+unix:///?tls=allow&socket=/s", Security { tls: TlsMode::Allow, ..Security::default() }),
+            ("nbds://h/?tls-certificates=/d%20e&tls-hostname=x&tls-verify-peer=0", all),
+            ("nbd:h:1", Security::default()),
+        ];
+        for (text, security) in cases {
+            assert_eq!(Uri::parse(text).unwrap().security, security, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_printed_is_read_again_as_the_same() {
         for text in [
             "nbd://h:1/a%20%2Fb",
             "nbd+unix:///x%3Fy?socket=/run/a%20b",
             "nbd+vsock://2:3/",
             "nbd://[::1]:2/ü",
+            "nbds://h/a?tls-certificates=/d%26e&tls-hostname=x%3D&tls-verify-peer=0",
+            "nbds+unix:///?socket=/s&tls-certificates=/d",
+            "nbd+vsock://2:3/?tls=allow",
         ] {
             let uri = Uri::parse(text).unwrap();
             assert_eq!(Uri::parse(&uri.to_string()), Ok(uri.clone()), "{text}: {uri}");
@@ -339,10 +454,19 @@ mod tests {
             ("nbd://h:99999/", "65535"),
             ("nbd://[::1/", "]"),
             ("nbd://h/%zz", "%25"),
-            ("nbds://h/", "TLS"),
-            ("nbds+unix:///?socket=/s", "TLS"),
-            ("nbd://me@h/", "TLS"),
-            ("nbd://h/?tls-certificates=/d", "TLS"),
+            ("nbds+unix:///", "nbds+unix needs ?socket=PATH"),
+            ("nbdss://h/", "nbds"),
+            ("nbd://me@h/", "only X.509"),
+            ("nbds://me@h/", "only X.509"),
+            ("nbds://h/?tls-psk-file=/k", "only X.509"),
+            ("nbds://h/?tls-type=anon", "only X.509"),
+            ("nbd://h/?tls-certificates=/d", "write nbds instead of nbd"),
+            ("nbds://h/?tls=allow", "write nbd"),
+            ("nbd://h/?tls=maybe", "require, allow, disable"),
+            ("nbds://h/?tls-verify-peer=2", "neither 0 nor 1"),
+            ("nbds://h/?tls-certificates=", "needs a value"),
+            ("nbds://h/?tls-hostname=a&tls-hostname=b", "twice"),
+            ("nbds://h/?tls-colour=red", "tls-hostname="),
             ("nbd://h/#a", "%23"),
             ("nbd://::1/", "brackets"),
             ("nbd://[::1]2/", "[::1]:PORT"),

@@ -70,7 +70,7 @@ mod tests {
         for uri in ["nbd://host/a", "nbd+unix:///a?socket=/s", "nbd:host:10809", "NBD://host"] {
             assert!(matches!(parse(uri), Ok(Place::Nbd(_))), "{uri}");
         }
-        for wrong in ["http://host/", "nbds://host/", "nbd+unix:///"] {
+        for wrong in ["http://host/", "nbds+unix:///", "nbd+unix:///"] {
             parse(wrong).expect_err(wrong);
         }
     }

@@ -134,7 +134,7 @@ async fn drive(plan: Plan) -> Result<Report, LoadError> {
     let mut connections = Vec::new();
     for _ in 0..plan.connections {
         let config = DialerConfig { export: plan.uri.export.clone(), ..DialerConfig::default() };
-        let connection = Connection::open(&plan.uri.address, config).await?;
+        let connection = Connection::open(&plan.uri, config).await?;
         let window = fit::fit(&plan, &connection)?;
         connections.push((connection, window));
     }
@@ -266,7 +266,7 @@ async fn part(run: &Run, workers: &[Rc<Worker>]) {
     };
     if timer::deadline(GOODBYE_MAX, gone).await.is_err() {
         for worker in workers {
-            worker.socket.shutdown();
+            worker.line.shutdown();
         }
     }
 }

@@ -9,10 +9,9 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::job::{Job, Next};
 use super::run::{Phase, Run};
-use crate::client::{Connection, Inbox};
+use crate::client::{Connection, Inbox, Line};
 use crate::proto::{Command, CommandFlags, Dialect, Reply, Request};
 use crate::rt::gather::Gather;
-use crate::rt::net::Socket;
 use crate::rt::sync::{Event, select};
 use crate::rt::{self, Buffer, timer};
 
@@ -24,7 +23,7 @@ const REPLY_HEAD_MAX: usize = 32;
 pub(super) struct Worker {
     number: u32,
     dialect: Dialect,
-    pub(super) socket: Rc<Socket>,
+    pub(super) line: Line,
     pub(super) job: RefCell<Job>,
     run: Rc<Run>,
     /// A reply has ended a request.
@@ -33,11 +32,11 @@ pub(super) struct Worker {
 
 /// Starts a connection's two tasks; [`Run::leave`] is called when the connection has ended.
 pub(super) fn start(number: u32, connection: Connection, job: Job, run: Rc<Run>, payload: u32) -> Rc<Worker> {
-    let Connection { link, inbox, socket } = connection;
+    let Connection { link, inbox, line } = connection;
     let worker = Rc::new(Worker {
         number,
         dialect: link.dialect,
-        socket,
+        line,
         job: RefCell::new(job),
         run,
         ended: Event::new(),
@@ -72,7 +71,7 @@ async fn send(worker: Rc<Worker>, payload: u32) {
             }
             continue;
         }
-        let (result, back) = worker.socket.send(gather).await;
+        let (result, back) = worker.line.send(gather).await;
         gather = back;
         if worker.run.ledger.is_none() {
             payload = gather.reclaim().or(payload);
@@ -86,7 +85,8 @@ async fn send(worker: Rc<Worker>, payload: u32) {
     let goodbye = Request { command, flags, cookie: 0, offset: 0, length: 0, payload: 0 };
     gather.bytes(&goodbye.encode(worker.dialect));
     // A server that is gone already needs no goodbye.
-    let _ = worker.socket.send(gather).await;
+    let _ = worker.line.send(gather).await;
+    worker.line.farewell().await;
 }
 
 impl Worker {

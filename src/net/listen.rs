@@ -393,7 +393,7 @@ fn listen(domain: Domain, address: &SockAddr, backlog: i32, v6_only: Option<bool
 }
 
 /// RFC 3986: everything but unreserved characters and `/` as `%XX`.
-fn percent_encoded(bytes: &[u8]) -> String {
+pub(crate) fn percent_encoded(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(byte) {

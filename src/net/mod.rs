@@ -3,7 +3,9 @@
 //! May be imported by `server`, `client`, `cli`; imports `rt`, `sys`. Knows no NBD.
 
 mod inbox;
+mod line;
 pub mod listen;
 pub mod tls;
 
 pub use inbox::Inbox;
+pub use line::Line;

@@ -47,19 +47,40 @@ pub struct DialerConfig {
     pub structured: bool,
     /// Meta contexts to select, by full name.
     pub contexts: Vec<String>,
-    /// Go on under TLS or not at all.
-    pub tls: bool,
+    /// Whether to begin TLS.
+    pub tls: TlsMode,
 }
 
 impl Default for DialerConfig {
     fn default() -> Self {
-        Self { export: String::new(), extended: true, structured: true, contexts: Vec::new(), tls: false }
+        Self {
+            export: String::new(),
+            extended: true,
+            structured: true,
+            contexts: Vec::new(),
+            tls: TlsMode::Disable,
+        }
     }
+}
+
+/// Whether a client begins TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum TlsMode {
+    /// It does not ask for it.
+    #[default]
+    Disable,
+    /// It goes on without if the server refuses. Whoever sits on the line can refuse in the server's place ("Downgrade
+    /// attacks").
+    Allow,
+    /// It goes on under TLS or not at all.
+    Require,
 }
 
 /// What was agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
+    /// TLS is in use.
+    pub tls: bool,
     /// Headers in use.
     pub dialect: Dialect,
     /// Bytes of the export.
@@ -189,6 +210,7 @@ impl Dialer {
     /// Begins; the server speaks first.
     pub const fn new(config: DialerConfig) -> Self {
         let link = Link {
+            tls: false,
             dialect: Dialect::Simple,
             size: 0,
             flags: TransmissionFlags::NONE,
@@ -219,6 +241,7 @@ impl Dialer {
     /// TLS is up: the handshake goes on under it.
     pub fn secured(&mut self, out: &mut Vec<u8>) {
         if self.state == State::Securing {
+            self.link.tls = true;
             self.ask_next(Some(OptionCode::STARTTLS), out);
         }
     }
@@ -315,7 +338,7 @@ impl Dialer {
                     return Ok(Turn::Hungry);
                 };
                 let flags = u16::try_from(flags).map_err(|_| Violation::OldstyleFlags(flags))?;
-                if self.config.tls {
+                if self.config.tls == TlsMode::Require {
                     return Err(DialError::NoTls("oldstyle"));
                 }
                 let wanted =
@@ -342,7 +365,7 @@ impl Dialer {
                 }
                 let offered = HandshakeFlags(flags);
                 if !offered.contains(HandshakeFlags::FIXED_NEWSTYLE) {
-                    if self.config.tls {
+                    if self.config.tls == TlsMode::Require {
                         return Err(DialError::NoTls("newstyle that is not fixed"));
                     }
                     if self.survey.is_some() {
@@ -381,7 +404,7 @@ impl Dialer {
         ];
         let done = after.and_then(|after| ORDER.iter().position(|option| *option == after));
         let wanted = |option: &OptionCode| match *option {
-            OptionCode::STARTTLS => self.config.tls,
+            OptionCode::STARTTLS => self.config.tls != TlsMode::Disable,
             OptionCode::EXTENDED_HEADERS => self.config.extended,
             OptionCode::STRUCTURED_REPLY => self.config.structured && self.link.dialect == Dialect::Simple,
             OptionCode::SET_META_CONTEXT => {

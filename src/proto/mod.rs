@@ -43,7 +43,7 @@ pub use consts::{
     OptionCode, OptionReply, TransmissionFlags,
 };
 pub use cursor::Cursor;
-pub use dialer::{DialError, Dialed, Dialer, DialerConfig, Found, Link, SurveyConfig, Which};
+pub use dialer::{DialError, Dialed, Dialer, DialerConfig, Found, Link, SurveyConfig, TlsMode, Which};
 pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, Listing, Lookup};
 pub use handshake::{Handshake, HandshakeConfig, Step, Style, Tls};

@@ -222,21 +222,22 @@ impl Gather {
         }
     }
 
-    /// All that was gathered from memory of ours, in one piece.
+    /// All that was gathered from memory of ours, in order; what lies in files of others is left out.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(|piece| match piece {
+            Piece::Scratch(range) => &self.scratch[range.clone()],
+            Piece::Framed(index) => self.buffers[*index].framed(),
+            Piece::Part(index, range) => &self.buffers[*index][range.clone()],
+            Piece::FramedPart(index, range) => &self.buffers[*index].framed()[range.clone()],
+            Piece::Blob(index) => &self.blobs[*index],
+            Piece::Cached(_) => &[],
+        })
+    }
+
+    /// The same in one piece.
     #[cfg(test)]
     pub(crate) fn contents(&self) -> Vec<u8> {
-        let mut contents = Vec::with_capacity(self.length);
-        for piece in &self.pieces {
-            contents.extend_from_slice(match piece {
-                Piece::Scratch(range) => &self.scratch[range.clone()],
-                Piece::Framed(index) => self.buffers[*index].framed(),
-                Piece::Part(index, range) => &self.buffers[*index][range.clone()],
-                Piece::FramedPart(index, range) => &self.buffers[*index].framed()[range.clone()],
-                Piece::Blob(index) => &self.blobs[*index],
-                Piece::Cached(_) => &[],
-            });
-        }
-        contents
+        self.slices().collect::<Vec<_>>().concat()
     }
 
     pub(super) fn flags(&self) -> i32 {

@@ -38,7 +38,8 @@ impl Process {
     #[track_caller]
     pub(crate) fn ringnbd_on_tcp(words: &[&str]) -> (Self, u16) {
         let (process, uri) = Self::try_ringnbd("tcp:127.0.0.1:0", words).expect("it starts");
-        let port = uri.trim().trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
+        let authority = uri.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+        let port = authority.and_then(|authority| authority.rsplit(':').next()?.parse().ok());
         (process, port.unwrap_or_else(|| panic!("no port in {uri}")))
     }
 

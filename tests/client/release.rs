@@ -21,7 +21,7 @@ fn nothing_receives_on_a_socket_that_was_released() {
     let uri = Uri::parse(&scratch.uri("")).unwrap();
     let config = DialerConfig { extended: false, structured: false, ..DialerConfig::default() };
     let link = rt::block_on(async move {
-        let connection = Connection::open(&uri.address, config).await.unwrap();
+        let connection = Connection::open(&uri, config).await.unwrap();
         let (link, fd) = connection.release().await.unwrap();
         rt::blocking(move || speak(UnixStream::from(fd))).await;
         link

@@ -4,11 +4,15 @@
 //! the tests.
 #![allow(dead_code)] // each fuzz target uses one of them
 
+#[path = "records.rs"]
+mod records;
+
+pub(crate) use records::tls;
 use ringnbd::proto::reply_decode::{Pending, Reply};
 use ringnbd::proto::{
     Admission, BlockSizes, Command, CommandFlags, Dialect, Dialed, Dialer, DialerConfig, ExportInfo,
     Handshake, HandshakeConfig, Listing, Request, SelectedContext, Session, Step, Style, SurveyConfig,
-    TransmissionFlags, Violation, Which, reply,
+    TlsMode, TransmissionFlags, Violation, Which, reply,
 };
 use smallvec::SmallVec;
 
@@ -133,7 +137,7 @@ pub(crate) fn dialer(input: &[u8]) {
         extended: wants & 2 == 0,
         structured: wants & 4 == 0,
         contexts: vec!["base:allocation".to_owned()],
-        tls: wants & 8 != 0,
+        tls: if wants & 8 != 0 { TlsMode::Require } else { TlsMode::Disable },
     };
     let survey = SurveyConfig {
         which: if wants & 1 == 0 { Which::All } else { Which::One("disk".to_owned()) },

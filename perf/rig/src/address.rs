@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
@@ -50,6 +51,14 @@ impl Address {
             Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/{export}"),
         }
     }
+}
+
+/// The same export through TLS, for a client that trusts what is in `certificates` or, without that, in its home.
+pub(crate) fn with_tls(uri: &str, certificates: Option<&Path>) -> String {
+    let secure = uri.replacen("nbd", "nbds", 1);
+    let Some(directory) = certificates else { return secure };
+    let separator = if secure.contains('?') { '&' } else { '?' };
+    format!("{secure}{separator}tls-certificates={}", directory.display())
 }
 
 impl fmt::Display for Address {

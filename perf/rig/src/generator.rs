@@ -1,6 +1,6 @@
 //! What makes the load: `ringnbd bench`, or fio's nbd engine. Both get the same words.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -49,6 +49,8 @@ pub(crate) struct Load<'a> {
     /// Of the export.
     pub(crate) size: u64,
     pub(crate) seed: u32,
+    /// Of a program that finds certificates there.
+    pub(crate) home: Option<PathBuf>,
 }
 
 impl Load<'_> {
@@ -94,19 +96,24 @@ impl Load<'_> {
 
     fn fio(&self, target: &[String], home: &Path) -> Vec<String> {
         let workload = self.workload;
-        let mut words: Vec<String> = [
-            "fio",
-            "--name=rig",
-            "--thread",
-            "--group_reporting",
-            "--time_based",
-            "--norandommap",
-            "--randrepeat=0",
-            "--percentile_list=50:99:99.9",
-            "--output-format=json",
-        ]
-        .map(str::to_owned)
-        .into();
+        let mut words = match &self.home {
+            Some(home) if self.workload.tls => vec!["env".to_owned(), format!("HOME={}", home.display())],
+            _ => Vec::new(),
+        };
+        words.extend(
+            [
+                "fio",
+                "--name=rig",
+                "--thread",
+                "--group_reporting",
+                "--time_based",
+                "--norandommap",
+                "--randrepeat=0",
+                "--percentile_list=50:99:99.9",
+                "--output-format=json",
+            ]
+            .map(str::to_owned),
+        );
         words.extend_from_slice(target);
         let mut option = |name: &str, value: String| words.push(format!("--{name}={value}"));
         option("output", home.join("stdout").display().to_string());

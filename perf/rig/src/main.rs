@@ -20,6 +20,7 @@
 
 mod address;
 mod against;
+mod certificates;
 mod child;
 mod compare;
 mod curves;

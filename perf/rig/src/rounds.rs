@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::address::{Address, Transport};
+use crate::address::{self, Address, Transport};
+use crate::certificates::Certificates;
 use crate::child::{self, Child, Ended};
 use crate::disk::Disk;
 use crate::figures::{Figures, float};
@@ -41,6 +42,8 @@ pub(crate) struct Run<'a> {
     pub(crate) cells: Vec<Cell>,
     pub(crate) disk: Disk,
     pub(crate) interrupt: &'a Interrupt,
+    /// For the workloads that want them.
+    pub(crate) certificates: Option<Certificates>,
 }
 
 impl Run<'_> {
@@ -118,6 +121,7 @@ impl Run<'_> {
             target,
             runtime,
             size: self.disk.size(),
+            home: self.certificates.as_ref().map(Certificates::home),
             // The same in all of a round, so that all servers get the same requests.
             seed: round,
         };
@@ -137,12 +141,20 @@ impl Run<'_> {
             file: &file,
             address: &address,
             direct: cell.workload.direct,
+            certificates: self.certificates.as_ref().filter(|_| cell.workload.tls).map(Certificates::dir),
             scratch: &home,
         };
         let mut process = self.start(&words(&place)?, &address, &home)?;
-        let uri = address.uri(server.export);
+        let plain = address.uri(server.export);
+        let uri = match (place.certificates, cell.generator) {
+            (None, _) => plain,
+            (Some(directory), Generator::Bench) => address::with_tls(&plain, Some(directory)),
+            (Some(_), Generator::Fio) => address::with_tls(&plain, None),
+        };
         let uri = Target::Uri(&uri);
-        self.drive(&load(Generator::Bench, uri, WARM_UP), can, None).context("warming up")?;
+        // fio and `bench` find their certificates in different places.
+        let warmer = if cell.workload.tls { cell.generator } else { Generator::Bench };
+        self.drive(&load(warmer, uri, WARM_UP), can, None).context("warming up")?;
         let result = self.drive(&load(cell.generator, uri, runtime), can, Some(process.id()))?;
         if !process.stop() {
             bail!("did not end when asked to");

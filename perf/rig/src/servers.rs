@@ -55,6 +55,8 @@ pub(crate) struct Place<'a> {
     pub(crate) address: &'a Address,
     /// Around the page cache.
     pub(crate) direct: bool,
+    /// Where certificates are, if TLS is required.
+    pub(crate) certificates: Option<&'a Path>,
     /// A directory that is gone afterwards.
     pub(crate) scratch: &'a Path,
 }
@@ -161,7 +163,7 @@ pub(crate) const SERVERS: &[Server] = &[
         version: &["nbd-server", "-V"],
         words: Some(nbd_server),
         export: "disk",
-        cannot: direct,
+        cannot: direct_and_tls,
     },
     Server {
         name: "tokio-uring",
@@ -170,7 +172,7 @@ pub(crate) const SERVERS: &[Server] = &[
         version: &[],
         words: Some(tokio_uring),
         export: "",
-        cannot: direct,
+        cannot: direct_and_tls,
     },
     Server {
         name: "floor",
@@ -179,7 +181,9 @@ pub(crate) const SERVERS: &[Server] = &[
         version: &[],
         words: Some(floor),
         export: "",
-        cannot: |workload| workload.direct.then_some("reads one block after the other"),
+        cannot: |workload| {
+            workload.direct.then_some("reads one block after the other").or_else(|| tls(workload))
+        },
     },
     Server {
         name: "fio-on-file",
@@ -204,6 +208,14 @@ fn direct(workload: &Workload) -> Option<&'static str> {
     workload.direct.then_some("has no O_DIRECT")
 }
 
+fn direct_and_tls(workload: &Workload) -> Option<&'static str> {
+    direct(workload).or_else(|| tls(workload))
+}
+
+fn tls(workload: &Workload) -> Option<&'static str> {
+    workload.tls.then_some("has no TLS here")
+}
+
 fn ringnbd(place: &Place<'_>) -> anyhow::Result<Vec<String>> {
     let listen = match place.address {
         Address::Unix(path) => format!("unix:{path}"),
@@ -212,7 +224,12 @@ fn ringnbd(place: &Place<'_>) -> anyhow::Result<Vec<String>> {
     let keys = if place.direct { ",direct=on" } else { "" };
     // A comma in a path is written twice.
     let export = format!("file:{}{keys}", place.file.replace(',', ",,"));
-    Ok(words![place.programs.ringnbd, "serve", "--quiet", "--shards", 1, "--listen", listen, export])
+    let mut words = words![place.programs.ringnbd, "serve", "--quiet", "--shards", 1, "--listen", listen];
+    if let Some(directory) = place.certificates {
+        words.extend(words!["--tls", "require", "--tls-certificates", directory.display()]);
+    }
+    words.push(export);
+    Ok(words)
 }
 
 fn nbdkit(place: &Place<'_>, more: &[&str]) -> anyhow::Result<Vec<String>> {
@@ -221,6 +238,9 @@ fn nbdkit(place: &Place<'_>, more: &[&str]) -> anyhow::Result<Vec<String>> {
     match place.address {
         Address::Unix(path) => words.extend(words!["--unix", path]),
         Address::Tcp(port) => words.extend(words!["--ipaddr", "127.0.0.1", "--port", port]),
+    }
+    if let Some(directory) = place.certificates {
+        words.extend(words!["--tls=require", format!("--tls-certificates={}", directory.display())]);
     }
     words.extend(words!["file", format!("file={}", place.file)]);
     Ok(words)
@@ -237,8 +257,17 @@ fn qemu_nbd(place: &Place<'_>, cache: &str, aio: &str) -> anyhow::Result<Vec<Str
         Address::Unix(path) => words.extend(words!["--socket", path]),
         Address::Tcp(port) => words.extend(words!["--bind=127.0.0.1", format!("--port={port}")]),
     }
+    if let Some(credentials) = credentials(place) {
+        words.extend(words!["--object", credentials, "--tls-creds", "tls"]);
+    }
     words.extend(words![place.file]);
     Ok(words)
+}
+
+/// QEMU's object that holds certificates.
+fn credentials(place: &Place<'_>) -> Option<String> {
+    let directory = place.certificates?.display();
+    Some(format!("tls-creds-x509,id=tls,endpoint=server,verify-peer=no,dir={directory}"))
 }
 
 fn qemu_storage_daemon(place: &Place<'_>) -> anyhow::Result<Vec<String>> {
@@ -248,17 +277,21 @@ fn qemu_storage_daemon(place: &Place<'_>) -> anyhow::Result<Vec<String>> {
     };
     let direct = if place.direct { ",cache.direct=on" } else { "" };
     let file = place.file.replace(',', ",,");
-    Ok(words![
-        "qemu-storage-daemon",
+    let (mut words, tls) = match credentials(place) {
+        Some(credentials) => (words!["qemu-storage-daemon", "--object", credentials], ",tls-creds=tls"),
+        None => (words!["qemu-storage-daemon"], ""),
+    };
+    words.extend(words![
         "--object",
         "iothread,id=thread",
         "--blockdev",
         format!("driver=file,node-name=disk,aio=io_uring,discard=unmap,filename={file}{direct}"),
         "--nbd-server",
-        format!("{at},max-connections=16"),
+        format!("{at},max-connections=16{tls}"),
         "--export",
         "type=nbd,id=export,node-name=disk,name=disk,writable=on,iothread=thread",
-    ])
+    ]);
+    Ok(words)
 }
 
 /// nbd-server always listens on TCP; beside a unix socket that goes to a port that nobody asks for.

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use clap::Args;
 
+use crate::certificates::Certificates;
 use crate::child;
 use crate::disk::Disk;
 use crate::generator::Generator;
@@ -84,7 +85,10 @@ impl Options {
             noise_max_pct: self.noise_max,
             repeats: self.repeats,
         };
-        let run = Run { programs, machine, settings, servers, cells, disk, interrupt: &interrupt };
+        let with_tls = cells.iter().any(|cell| cell.workload.tls);
+        let certificates = if with_tls { Some(Certificates::make()?) } else { None };
+        let run =
+            Run { programs, machine, settings, servers, cells, disk, interrupt: &interrupt, certificates };
         let (mut done, all) = (0, run.samples_expected());
         let measured = run.measure(|cell, sample| {
             done += usize::from(sample.attempt == 1);

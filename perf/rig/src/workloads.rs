@@ -17,6 +17,8 @@ pub(crate) struct Workload {
     pub(crate) fsync: Option<u32>,
     /// The server goes around the page cache.
     pub(crate) direct: bool,
+    /// Through TLS.
+    pub(crate) tls: bool,
     /// Also driven with fio's nbd engine.
     pub(crate) fio: bool,
 }
@@ -37,6 +39,7 @@ const READ_4K: Workload = Workload {
     rwmixread: None,
     fsync: None,
     direct: false,
+    tls: false,
     fio: true,
 };
 
@@ -98,6 +101,21 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         title: "4k random read around the page cache, 32 in flight",
         direct: true,
         fio: false,
+        ..READ_4K
+    },
+    Workload {
+        name: "randread-4k-32-tls",
+        title: "4k random read through TLS, 32 in flight",
+        tls: true,
+        ..READ_4K
+    },
+    Workload {
+        name: "read-256k-16-tls",
+        title: "256k sequential read through TLS, 16 in flight",
+        rw: "read",
+        bs: "256k",
+        iodepth: 16,
+        tls: true,
         ..READ_4K
     },
 ];

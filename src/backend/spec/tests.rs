@@ -138,7 +138,7 @@ fn every_mistake_has_words_of_its_own() {
         ("a=,readonly=on", "names no file or backend"),
         ("file:", "names no file or backend"),
         ("http://host/export", "only NBD URIs can be served"),
-        ("nbd://host/export?a=b", "a is not"),
+        ("nbd://host/export?a=b", "a= is not"),
         ("a=nbd+unix:///x", "needs ?socket=PATH"),
         (
             "a=nbd://host/x,direct=on",

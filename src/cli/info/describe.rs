@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Facts;
+use crate::client::Uri;
 use crate::proto::{Dialect, Found, TransmissionFlags};
 
 /// What an export can do, under nbdinfo's keys and in its order.
@@ -25,7 +26,8 @@ pub(super) fn text(facts: &Facts) -> String {
         Dialect::Structured => "structured",
         Dialect::Extended => "extended",
     };
-    let mut out = format!("protocol: {} without TLS, using {packets} packets\n", facts.protocol);
+    let tls = if facts.tls { "with" } else { "without" };
+    let mut out = format!("protocol: {} {tls} TLS, using {packets} packets\n", facts.protocol);
     for (index, found) in facts.exports.iter().enumerate() {
         describe(&mut out, facts, found, content(facts, index));
     }
@@ -53,7 +55,7 @@ fn describe(out: &mut String, facts: &Facts, found: &Found, content: Option<&str
     if let Some(content) = content {
         line(format!("\tcontent: {content}"));
     }
-    line(format!("\turi: {}", facts.uri.address.uri(&found.name)));
+    line(format!("\turi: {}", uri_of(facts, found)));
     if !found.contexts.is_empty() {
         line("\tcontexts:".to_owned());
         found.contexts.iter().for_each(|context| line(format!("\t\t{context}")));
@@ -74,8 +76,9 @@ pub(super) fn json(facts: &Facts) -> String {
     let structured = facts.dialect != Dialect::Simple;
     let _ = write!(
         out,
-        "{{\n\"protocol\": {},\n\"TLS\": false,\n\"structured\": {structured},\n",
-        quoted(facts.protocol)
+        "{{\n\"protocol\": {},\n\"TLS\": {},\n\"structured\": {structured},\n",
+        quoted(facts.protocol),
+        facts.tls
     );
     if facts.dialect == Dialect::Extended {
         out.push_str("\"extended\": true,\n");
@@ -100,7 +103,7 @@ fn object(facts: &Facts, found: &Found, content: Option<&str>) -> String {
     if let Some(content) = content {
         members.push(format!("\"content\": {}", quoted(content)));
     }
-    members.push(format!("\"uri\": {}", quoted(&facts.uri.address.uri(&found.name))));
+    members.push(format!("\"uri\": {}", quoted(&uri_of(facts, found))));
     if !found.contexts.is_empty() {
         let contexts: Vec<_> =
             found.contexts.iter().map(|context| format!("\t\t{}", quoted(context))).collect();
@@ -118,6 +121,10 @@ fn object(facts: &Facts, found: &Found, content: Option<&str>) -> String {
         members.push(format!("\"refused\": {}", quoted(format!("{reply} {words}").trim_end())));
     }
     format!("\t{{\n\t{}\n\t}}", members.join(",\n\t"))
+}
+
+fn uri_of(facts: &Facts, found: &Found) -> String {
+    Uri { export: found.name.clone(), ..facts.uri.clone() }.to_string()
 }
 
 fn block_sizes(found: &Found) -> impl Iterator<Item = (&'static str, u32)> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::unverified::Unverified;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
@@ -20,6 +21,8 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 use x509_cert::der::Decode;
 
+/// How the system's CAs are called where a file would be named.
+const SYSTEM: &str = "the system's CA certificates";
 /// How early the end of a certificate is warned of.
 const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -35,6 +38,8 @@ pub enum CertificateError {
     Empty { path: PathBuf, what: &'static str },
     #[error("{} cannot be used: {why}", .path.display())]
     Unusable { path: PathBuf, why: String },
+    #[error("the system has no CA certificates to verify servers by: install some, or name a directory")]
+    NoAuthorities,
     #[error("{} does not belong to {}", .key.display(), .certificate.display())]
     Pair { certificate: PathBuf, key: PathBuf },
 }
@@ -111,12 +116,14 @@ pub struct ClientCertificates {
 }
 
 impl ClientCertificates {
-    /// Loads the CAs, what they revoked, and the client's certificate and key if they are there.
+    /// Loads the CAs, what they revoked, and the client's certificate and key if they are there. Without a directory the
+    /// system's CAs are trusted and there is no certificate of ours. Without `verify_peer` any server is taken, whoever it
+    /// is, and CAs are not needed.
     ///
     /// # Errors
     /// [`CertificateError`]: which file, and why.
-    pub fn load(directory: &Path) -> Result<Self, CertificateError> {
-        Ok(Self { config: client_config(directory, provider())? })
+    pub fn load(directory: Option<&Path>, verify_peer: bool) -> Result<Self, CertificateError> {
+        Ok(Self { config: client_config(directory, verify_peer, provider())? })
     }
 
     /// What a handshake needs.
@@ -160,27 +167,38 @@ pub(super) fn server_config(
 }
 
 pub(super) fn client_config(
-    directory: &Path,
+    directory: Option<&Path>,
+    verify_peer: bool,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<ClientConfig>, CertificateError> {
-    let (roots, path) = roots(directory)?;
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-        .with_crls(revoked(directory)?)
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(|error| unverifiable(directory, path, &error))?;
-    let builder = ClientConfig::builder_with_provider(provider)
+    let ca = directory.map_or_else(|| PathBuf::from(SYSTEM), |directory| directory.join("ca-cert.pem"));
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
-        .map_err(|error| unusable(directory.join("ca-cert.pem"), &error))?
-        .with_webpki_verifier(verifier);
-    let (certificate_path, key_path) = (directory.join("client-cert.pem"), directory.join("client-key.pem"));
-    let mut config = if certificate_path.exists() || key_path.exists() {
-        let (chain, key) = (certificates(&certificate_path)?, key(&key_path)?);
-        builder
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| mismatch(&error, certificate_path, key_path))?
+        .map_err(|error| unusable(ca.clone(), &error))?;
+    let builder = if verify_peer {
+        let (roots, revoked) = match directory {
+            Some(directory) => (roots(directory)?.0, revoked(directory)?),
+            None => (system_roots()?, Vec::new()),
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider)
+            .with_crls(revoked)
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|error| unverifiable(directory.unwrap_or_else(|| Path::new("")), ca, &error))?;
+        builder.with_webpki_verifier(verifier)
     } else {
-        builder.with_no_client_auth()
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+    };
+    let pair =
+        directory.map(|directory| (directory.join("client-cert.pem"), directory.join("client-key.pem")));
+    let mut config = match pair.filter(|(certificate, key)| certificate.exists() || key.exists()) {
+        Some((certificate_path, key_path)) => {
+            let (chain, key) = (certificates(&certificate_path)?, key(&key_path)?);
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| mismatch(&error, certificate_path, key_path))?
+        }
+        None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
     config.enable_secret_extraction = true;
@@ -194,6 +212,16 @@ fn roots(directory: &Path) -> Result<(Arc<RootCertStore>, PathBuf), CertificateE
         roots.add(certificate).map_err(|error| unusable(path.clone(), &error))?;
     }
     Ok((Arc::new(roots), path))
+}
+
+/// What the system trusts. Single ones that cannot be used are common and no reason to refuse the others.
+fn system_roots() -> Result<Arc<RootCertStore>, CertificateError> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if added == 0 {
+        return Err(CertificateError::NoAuthorities);
+    }
+    Ok(Arc::new(roots))
 }
 
 fn revoked(directory: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, CertificateError> {

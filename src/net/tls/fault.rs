@@ -100,6 +100,10 @@ fn explain(error: &Error, side: Side) -> Cow<'static, str> {
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         ) => format!("the {who} speaks neither TLS 1.2 nor 1.3").into(),
+        // They came with TLS 1.2; who says that it speaks 1.2 without them is not answered either.
+        Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired) => {
+            format!("the {who} speaks neither TLS 1.2 nor 1.3: it names no signature algorithms").into()
+        }
         Error::PeerIncompatible(why) => {
             format!("the {who} has nothing that both ends support: {why:?}").into()
         }

@@ -87,7 +87,8 @@ impl Handshake {
                 Ok(Turn::Closed) => return Err(Fault::silent("the peer closed it during the handshake")),
                 Err(error) => {
                     let fault = Fault::of_handshake(&error, self.side());
-                    // The alert is queued; the error comes again behind it.
+                    // The alert is queued. What else there is may not be looked at: rustls would refuse it once more.
+                    self.incoming.clear();
                     while let Ok(Turn::Again) = self.turn(out) {}
                     return Err(fault);
                 }

@@ -54,7 +54,7 @@ fn directory() -> (TempDir, Issuer) {
 fn configs(suite: SupportedCipherSuite, directory: &Path) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let provider = Arc::new(CryptoProvider { cipher_suites: vec![suite], ..aws_lc_rs::default_provider() });
     let server = server_config(directory, false, Arc::clone(&provider)).expect("loads");
-    (server, client_config(directory, provider).expect("loads"))
+    (server, client_config(Some(directory), true, provider).expect("loads"))
 }
 
 fn name() -> ServerName<'static> {
@@ -100,7 +100,7 @@ fn shake_hands(
 
 fn session_pair(directory: &Path) -> (Session, Session) {
     let server = Certificates::load(directory, true).expect("loads").current();
-    let client = ClientCertificates::load(directory).expect("loads").current();
+    let client = ClientCertificates::load(Some(directory), true).expect("loads").current();
     shake_hands(server, client, usize::MAX).expect("a handshake")
 }
 
@@ -335,7 +335,7 @@ fn certificates_that_do_not_fit_are_named() {
     let (directory, issuer) = directory();
     let other = authority("another CA");
     let place = directory.path();
-    let client = || ClientCertificates::load(place).expect("loads").current();
+    let client = || ClientCertificates::load(Some(place), true).expect("loads").current();
     let server = || Certificates::load(place, true).expect("loads").current();
     let refused = |expected: &str| {
         let (at_server, at_client) =
@@ -423,4 +423,24 @@ fn files_that_are_no_use_are_named() {
     assert!(certificates.expire_soon()[0].left.is_zero());
     fs::write(place.join("ca-cert.pem"), "").expect("writes");
     refused("ca-cert.pem holds no certificate");
+}
+
+/// rustls must not be asked again about what it has refused: it refuses once.
+#[test]
+fn garbage_behind_garbage_is_refused_once() {
+    let (directory, _) = directory();
+    let mut bytes = pattern(500, 3);
+    for first in [0, 20, 21, 22, 23, 0x80, b'I'] {
+        bytes[0] = first;
+        let mut server =
+            Handshake::server(Certificates::load(directory.path(), true).expect("loads").current())
+                .expect("a server");
+        let mut out = Vec::new();
+        let mut refused = false;
+        for part in bytes.chunks(9) {
+            refused |= server.advance(part, &mut out).is_err();
+        }
+        assert!(refused || matches!(first, 20..=23), "{first}");
+        assert!(out.len() <= 14, "{out:02x?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-use super::{DialError, Dialer, State};
+use super::{DialError, Dialer, State, TlsMode};
 use crate::proto::consts::{InfoType, OPTION_REPLY_MAGIC, OptionCode, OptionReply, TransmissionFlags};
 use crate::proto::cursor::Cursor;
 use crate::proto::export::BlockSizes;
@@ -133,6 +133,10 @@ impl Dialer {
             _ if final_words => {}
             _ if self.survey.is_some() && !negotiates(option) => {
                 return self.survey_refused(option, reply, text, out);
+            }
+            OptionCode::STARTTLS if self.config.tls == TlsMode::Allow => {
+                self.ask_next(Some(option), out);
+                return Ok(());
             }
             OptionCode::EXTENDED_HEADERS | OptionCode::STRUCTURED_REPLY => {
                 self.ask_next(Some(option), out);

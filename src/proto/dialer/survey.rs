@@ -11,7 +11,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{DialError, Dialer, State, push_info, replies, send};
+use super::{DialError, Dialer, State, TlsMode, push_info, replies, send};
 use crate::proto::consts::{
     Command, CommandFlags, OptionCode, OptionReply, STRING_LENGTH_MAX, TransmissionFlags,
 };
@@ -48,13 +48,13 @@ pub struct SurveyConfig {
     pub structured: bool,
     /// Ask for the names of meta contexts.
     pub contexts: bool,
-    /// Go on under TLS or not at all.
-    pub tls: bool,
+    /// Whether to begin TLS.
+    pub tls: TlsMode,
 }
 
 impl Default for SurveyConfig {
     fn default() -> Self {
-        Self { which: Which::All, extended: true, structured: true, contexts: true, tls: false }
+        Self { which: Which::All, extended: true, structured: true, contexts: true, tls: TlsMode::Disable }
     }
 }
 
@@ -77,6 +77,8 @@ pub struct Found {
     pub refused: Option<(OptionReply, String)>,
     /// Headers that were agreed on; `None` is oldstyle.
     pub dialect: Option<Dialect>,
+    /// TLS was in use.
+    pub tls: bool,
 }
 
 #[derive(Debug)]
@@ -162,9 +164,11 @@ impl Dialer {
             }
         }
         let mut payload = Vec::new();
+        let tls = self.link.tls;
         let asks_contexts = survey.wants_contexts && dialect != Dialect::Simple;
         while let Some(found) = survey.found.get_mut(survey.at) {
             found.dialect = Some(dialect);
+            found.tls = tls;
             let name = found.name.as_bytes();
             let option = match survey.step {
                 Step::Info if survey.knows_info => {

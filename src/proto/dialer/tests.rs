@@ -277,7 +277,7 @@ fn extended_headers_leave_no_way_back_to_export_name() {
 
 #[test]
 fn tls_comes_first_and_nothing_from_before_it_counts() {
-    let wants = || DialerConfig { tls: true, ..plain("disk") };
+    let wants = || DialerConfig { tls: TlsMode::Require, ..plain("disk") };
     let mut dialer = Dialer::new(wants());
     let mut out = Vec::new();
     let before = [greeting(3), ack(OptionCode::STARTTLS)].concat();
@@ -295,7 +295,7 @@ fn tls_comes_first_and_nothing_from_before_it_counts() {
 
 #[test]
 fn a_server_without_tls_is_left_when_tls_is_wanted() {
-    let wants = || DialerConfig { tls: true, ..plain("") };
+    let wants = || DialerConfig { tls: TlsMode::Require, ..plain("") };
     let refused = reply(OptionCode::STARTTLS, OptionReply::ERR_POLICY, b"not here");
     let (link, out) = dial(wants(), &[&greeting(3), &refused]);
     let said = link.unwrap_err().to_string();
@@ -303,4 +303,22 @@ fn a_server_without_tls_is_left_when_tls_is_wanted() {
     assert_eq!(asked(&out), [OptionCode::STARTTLS, OptionCode::ABORT]);
     let (link, out) = dial(wants(), &[&greeting(0)]);
     assert_eq!((link, out.len()), (Err(DialError::NoTls("newstyle that is not fixed")), 0));
+}
+
+#[test]
+fn a_server_without_tls_is_good_enough_where_tls_is_only_allowed() {
+    let allows = || DialerConfig { tls: TlsMode::Allow, ..plain("") };
+    for kind in [OptionReply::ERR_POLICY, OptionReply::ERR_UNSUP] {
+        let refused = reply(OptionCode::STARTTLS, kind, b"not here");
+        let rest = [info_export(), ack(OptionCode::GO)].concat();
+        let (link, out) = dial(allows(), &[&greeting(3), &refused, &rest]);
+        assert!(!link.unwrap().tls);
+        assert_eq!(asked(&out), [OptionCode::STARTTLS, OptionCode::GO]);
+    }
+    let mut dialer = Dialer::new(allows());
+    let begun = [greeting(3), ack(OptionCode::STARTTLS)].concat();
+    assert!(
+        matches!(dialer.advance(&begun, &mut Vec::new()), Ok((_, Dialed::Secure))),
+        "and taken where it is"
+    );
 }

@@ -105,7 +105,7 @@ fn clients_refuse_bad_servers_and_the_log_says_why() {
         haggle.wire.secure(client_config(authority.dir()), name()).expect_err("a bad certificate");
         until(reason, || server.log().contains(reason));
     }
-    let authority = Authority::new("ringnbd tests");
+    let authority = Authority::new("somebody else");
     let secure = Secure::start(&["--tls", "require", "--verbose", "memory:1M"]);
     let mut haggle = Haggle::new(&secure.server.address);
     haggle.outcome(STARTTLS, &[]);

@@ -23,9 +23,11 @@ fn libnbd_copies_both_ways_on_tcp_and_unix() {
     let words = || {
         let options = ["--tls", "require", "--tls-verify-peer"].map(str::to_owned);
         let export = disk.display().to_string();
-        super::options(authority.dir()).into_iter().chain(options).chain([export])
+        super::options(authority.dir()).into_iter().chain(options).chain([export]).collect()
     };
-    for server in [Server::tcp(words()), Server::start(words())] {
+    let starts: [fn(Vec<String>) -> Server; 2] = [Server::tcp, Server::start];
+    for start in starts {
+        let server = start(words());
         // What other programs than libnbd verify by name has no name on a unix socket.
         let uri = match &server.address {
             Address::Tcp(_) => server.uri_with_tls("", authority.dir()),
