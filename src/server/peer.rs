@@ -174,7 +174,7 @@ fn alternative(name: &GeneralName) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 
     use super::*;
 
@@ -186,6 +186,8 @@ mod tests {
         params.subject_alt_names.push(SanType::IpAddress("2001:db8::1".parse().unwrap()));
         params.subject_alt_names.push(SanType::Rfc822Name("Me@Example".try_into().unwrap()));
         params.subject_alt_names.push(SanType::URI("urn:X".try_into().unwrap()));
+        // The default has a common name already, and with it its place.
+        params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Example");
         params.distinguished_name.push(DnType::CommonName, "admin,O=Other+\"");
         let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
