@@ -25,6 +25,7 @@ pub struct Handshake {
     conn: Conn,
     incoming: Vec<u8>,
     early: Vec<u8>,
+    fault: Option<Fault>,
 }
 
 /// A session, and what came with the last bytes of its handshake.
@@ -66,7 +67,7 @@ impl Handshake {
     }
 
     fn new(conn: Conn) -> Self {
-        Self { conn, incoming: Vec::new(), early: Vec::new() }
+        Self { conn, incoming: Vec::new(), early: Vec::new(), fault: None }
     }
 
     /// Takes bytes from the peer (none, to begin as a client) and appends to `out` what has to be sent. True when both
@@ -75,6 +76,9 @@ impl Handshake {
     /// # Errors
     /// [`Fault`]; `out` then holds the alert that tells the peer.
     pub fn advance(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, Fault> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
         if self.incoming.len() + bytes.len() > HANDSHAKE_MAX {
             return Err(Fault::silent("a handshake that is too long"));
         }
@@ -87,9 +91,10 @@ impl Handshake {
                 Ok(Turn::Closed) => return Err(Fault::silent("the peer closed it during the handshake")),
                 Err(error) => {
                     let fault = Fault::of_handshake(&error, self.side());
-                    // The alert is queued. What else there is may not be looked at: rustls would refuse it once more.
-                    self.incoming.clear();
-                    while let Ok(Turn::Again) = self.turn(out) {}
+                    self.fault = Some(fault.clone());
+                    // Its alert is queued, and comes before rustls looks at bytes again. After that it must not be asked: it
+                    // would refuse the same once more, and does not expect to.
+                    while self.state().wants_write() && matches!(self.turn(out), Ok(Turn::Again)) {}
                     return Err(fault);
                 }
             }
