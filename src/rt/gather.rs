@@ -160,7 +160,8 @@ impl Gather {
 
     /// Gives back what only a burst needed, for a connection that may rest for long and be one of 10,000. Call it when empty.
     pub fn rest(&mut self) {
-        const KEPT: usize = 16 << 10;
+        // Room for 32 small replies with their payload, encrypted: with less a busy connection would allocate in each burst.
+        const KEPT: usize = 256 << 10;
         if self.scratch.capacity() > KEPT {
             self.scratch.shrink_to(KEPT);
         }

@@ -53,6 +53,7 @@ pub(super) async fn run(conn: Rc<Connection>) {
         }
         if conn.in_flight.get() == 0 {
             conn.replies.rest();
+            gather.rest();
         }
     }
 }
