@@ -17,6 +17,8 @@ use super::end::End;
 use super::engine::{Deed, Engine};
 use super::error::CopyError;
 use super::ledger::Entry;
+use crate::client;
+use crate::proto::Errno;
 use crate::rt::sync::{Either, select};
 use crate::rt::{self, Buffer};
 
@@ -49,12 +51,12 @@ impl Engine {
             let reconnects = engine.destination.reconnects();
             let written = mem::take(&mut *engine.ledger.borrow_mut());
             match engine.destination.flush().await {
-                Err(error) => engine.fail(error),
+                Err(error) if !is_no_flush(&error) => engine.fail(error),
                 Ok(()) if engine.destination.reconnects() == reconnects => {
                     let doubtful = { written }.take_doubtful(reconnects);
                     doubtful.into_iter().for_each(|entry| engine.enter(entry));
                 }
-                Ok(()) => engine.ledger.borrow_mut().absorb(written),
+                _ => engine.ledger.borrow_mut().absorb(written),
             }
             engine.flushing.release(1);
         });
@@ -121,4 +123,10 @@ impl Engine {
         self.enter(Entry { reconnects, ..entry });
         Ok(())
     }
+}
+
+/// A server that offers FLUSH and then knows of none (nbdkit, oldstyle): no matter, where nobody asked for it.
+fn is_no_flush(error: &CopyError) -> bool {
+    let CopyError::Request { error: client::Error::Failed { error, .. }, .. } = error else { return false };
+    matches!(error.errno, Errno::EINVAL | Errno::ENOTSUP)
 }

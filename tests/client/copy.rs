@@ -312,20 +312,20 @@ fn what_cannot_be_copied_is_refused_before_anything_is_written() {
 #[test]
 fn other_servers_are_copied_to_and_from() {
     const SIZE: u64 = 4 << 20;
-    let there_and_back = |scratch: &Scratch, export: &str| {
+    let there_and_back_with = |flush: &str, scratch: &Scratch, export: &str| {
         let source = image(scratch, "source", Content::Mixed, SIZE - 1000);
         let back = scratch.dir.path().join("back");
         let uri = scratch.uri(export);
-        copy(&["--flush", "--verify", text(&source), &uri]);
+        copy(&[flush, "--verify", text(&source), &uri]);
         copy(&["--verify", &uri, text(&back)]);
         let (source, back) = (fs::read(&source).unwrap(), fs::read(&back).unwrap());
         assert_eq!(back.len() as u64, SIZE);
         assert!(back.starts_with(&source) && back[source.len()..].iter().all(|byte| *byte == 0));
     };
-    let words: [&[&str]; 6] = [
+    let there_and_back = |scratch: &Scratch, export: &str| there_and_back_with("--flush", scratch, export);
+    let words: [&[&str]; 5] = [
         &["memory", "4M"],
         &["--no-sr", "memory", "4M"],
-        &["-o", "memory", "4M"],
         // Replies overtake each other.
         &["--filter=delay", "memory", "4M", "rdelay=3ms", "wdelay=1ms"],
         &[
@@ -353,6 +353,10 @@ fn other_servers_are_copied_to_and_from() {
         let _server = nbdkit(&scratch, words);
         there_and_back(&scratch, "");
     }
+    // Oldstyle, it offers FLUSH and WRITE_ZEROES and then refuses them.
+    let scratch = Scratch::new();
+    let _server = nbdkit(&scratch, &["-o", "memory", "4M"]);
+    there_and_back_with("--quiet", &scratch, "");
     let scratch = Scratch::new();
     let _server = qemu_nbd(&scratch, &["-x", "disk", "--discard=unmap"]);
     there_and_back(&scratch, "disk");
