@@ -51,6 +51,7 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
             }
         };
         inbox.consume(length);
+        let per_turn = requests_per_turn(conn, &request);
         if let Err(end) = take(conn, inbox, request).await {
             return end;
         }
@@ -59,10 +60,20 @@ pub(super) async fn run(conn: &Rc<Connection>, inbox: &mut Inbox) -> End {
         if bytes >= conn.shard.limits.bytes_per_turn {
             (started, bytes) = (0, 0);
             rt::line_empty().await;
-        } else if started >= conn.shard.limits.requests_per_turn {
+        } else if started >= per_turn {
             (started, bytes) = (0, 0);
             rt::next_turn().await;
         }
+    }
+}
+
+/// How many requests a turn has if it ends with this one.
+fn requests_per_turn(conn: &Connection, request: &Request) -> usize {
+    let limits = &conn.shard.limits;
+    if request.command == Command::WRITE && conn.shard.serves_one() {
+        limits.writes_per_turn
+    } else {
+        limits.requests_per_turn
     }
 }
 

@@ -157,6 +157,11 @@ impl ShardState {
         self.phase.get() == Phase::Serving
     }
 
+    /// Whether there is one connection and no other that could be waiting for its turn.
+    pub(super) fn serves_one(&self) -> bool {
+        self.links.borrow().len() == 1
+    }
+
     pub(super) fn is_ending(&self) -> bool {
         self.phase.get() == Phase::Stopping
     }
