@@ -74,9 +74,9 @@ pub(super) struct Copy {
     #[arg(long)]
     json: bool,
 
-    /// Bytes in flight, at most
-    #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = queue_size)]
-    queue_size: u64,
+    /// Bytes in flight, at most [default: 4M where both sides are on this machine, else 16M]
+    #[arg(long, value_name = "BYTES", value_parser = queue_size)]
+    queue_size: Option<u64>,
 
     /// Bytes of one request, at most: a power of two from 4K to 32M
     #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = request_size)]

@@ -20,7 +20,7 @@ Exports, [NAME=]BACKEND[,key=value...]:
   block:PATH         a block device
   memory:SIZE        memory that is gone when the server ends
   null:SIZE          reads zeroes and forgets writes: measures the path itself
-  nbd://HOST/EXPORT  an export of another server, by any NBD URI
+  nbd://HOST/EXPORT  an export of another server, by any NBD URI; nbds for TLS
   faulty:SEED:BACKEND  another backend with failures, repeatable, to test clients
 Without NAME= the export is the default one, \"\". A comma in a path is written
 twice. SIZE is bytes, or a number with K, M, G, T or P (binary).

@@ -242,6 +242,11 @@ impl Client {
         self.link().flags.contains(flags)
     }
 
+    /// Where the server is.
+    pub fn address(&self) -> &Address {
+        &self.inner.common.uri.address
+    }
+
     /// Names of the meta contexts that were agreed on.
     pub fn contexts(&self) -> &[String] {
         &self.inner.contexts

@@ -348,6 +348,9 @@ mod tests {
             let what = changed(&link(), &now).expect("a change");
             assert!(what.contains(part), "{what}");
         }
+        let secure = Link { tls: true, ..link() };
+        assert!(changed(&secure, &link()).expect("a change").contains("TLS"));
+        assert_eq!(changed(&link(), &secure), None, "safer than before");
         let read_only = Link { flags: link().flags | TransmissionFlags::READ_ONLY, ..link() };
         assert_eq!(changed(&read_only, &link()), None, "writable now, yet nobody here writes");
     }

@@ -56,6 +56,18 @@ pub struct UriError {
 }
 
 impl Address {
+    /// Whether the server is on this machine, by what is written: a unix socket, or the loopback. Nothing is looked up.
+    pub fn is_near(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Vsock { cid, .. } => *cid == VSOCK_LOCAL,
+            Self::Tcp { host, .. } => {
+                host.eq_ignore_ascii_case("localhost")
+                    || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+            }
+        }
+    }
+
     /// Whether a connection to here ends at a socket of this machine that is bound to `bound`, as far as can be told
     /// without making one. Resolves names.
     pub fn leads_to(&self, bound: &Listen) -> bool {
@@ -354,6 +366,18 @@ mod tests {
     fn parsed(text: &str) -> (String, String) {
         let uri = Uri::parse(text).unwrap();
         (uri.address.to_string(), uri.export)
+    }
+
+    #[test]
+    fn this_machine_is_known_by_its_addresses() {
+        let is_near = |text: &str| Uri::parse(text).unwrap().address.is_near();
+        for near in ["nbd://", "nbd://127.1.2.3/", "nbd://[::1]/", "nbd+unix:///?socket=/s", "nbd+vsock://1/"]
+        {
+            assert!(is_near(near), "{near}");
+        }
+        for far in ["nbd://localhost.org/", "nbd://10.0.0.1/", "nbd://[fe80::1]/", "nbd+vsock://2/"] {
+            assert!(!is_near(far), "{far}");
+        }
     }
 
     #[test]

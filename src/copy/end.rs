@@ -7,7 +7,7 @@ use super::file::LocalFile;
 use super::plan::Step;
 use super::stream::Stream;
 use crate::client::{self, Client};
-use crate::proto::{AllocationFlags, CommandFlags};
+use crate::proto::{AllocationFlags, CommandFlags, Errno};
 use crate::rt::{self, Buffer};
 
 /// Zeroes that are written as data, at a time.
@@ -50,6 +50,14 @@ impl End {
         match self {
             Self::File(file) if !file.is_device => None,
             _ => self.size(),
+        }
+    }
+
+    /// Whether it is on this machine.
+    pub(super) fn is_near(&self) -> bool {
+        match self {
+            Self::Nbd { client, .. } => client.address().is_near(),
+            _ => true,
         }
     }
 
@@ -134,6 +142,12 @@ impl End {
                 let flags = if allocated { CommandFlags::NO_HOLE } else { CommandFlags::NONE };
                 match client.write_zeroes(offset, length, flags).await {
                     Err(client::Error::NotOffered(_)) => self.write_zeroes(offset, length).await,
+                    // There are servers that offer it and then refuse it (nbdkit, oldstyle).
+                    Err(client::Error::Failed { error, .. })
+                        if matches!(error.errno, Errno::EINVAL | Errno::ENOTSUP) =>
+                    {
+                        self.write_zeroes(offset, length).await
+                    }
                     result => result.map_err(|error| refused(label, error)),
                 }
             }

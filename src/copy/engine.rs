@@ -17,7 +17,7 @@ use super::ledger::{Entry, Ledger};
 use super::plan::{self, Step};
 use super::report::{Progress, Summary, add};
 use super::stream::Stream;
-use super::{Job, REQUEST_MIN, open, zeroes};
+use super::{Job, QUEUE_FAR, QUEUE_NEAR, REQUEST_MIN, open, zeroes};
 use crate::rt::sync::{Either, Event, Queue, Semaphore, select};
 use crate::rt::{self, Buffer, timer};
 
@@ -105,7 +105,8 @@ impl Engine {
         let is_empty_file = matches!(&destination, End::File(file) if !file.is_device);
         let progress = Progress::default();
         progress.size.set(source.size());
-        let in_flight = usize::try_from(job.queue_bytes / request).unwrap_or(usize::MAX);
+        let usual = if source.is_near() && destination.is_near() { QUEUE_NEAR } else { QUEUE_FAR };
+        let in_flight = usize::try_from(job.queue_bytes.unwrap_or(usual) / request).unwrap_or(usize::MAX);
         let depth = job.requests.saturating_mul(job.connections).min(in_flight).max(1);
         Ok(Self {
             is_blank: !job.allocated && (is_empty_file || job.target_is_zero),

@@ -57,6 +57,11 @@ use crate::rt;
 pub const REQUEST_MIN: u64 = 4096;
 /// Largest request: the protocol's usual maximum.
 pub const REQUEST_MAX: u64 = 32 << 20;
+/// Bytes in flight where both sides are on this machine: more would be out of the processor's cache before it is sent or
+/// written. To an export over a unix socket and from one, 2 GiB took 0.45 and 0.69 s of CPU with 16 MiB, 0.39 and 0.63 with this.
+pub const QUEUE_NEAR: u64 = 4 << 20;
+/// Bytes in flight elsewhere: 10 Gbit/s for 13 ms.
+pub const QUEUE_FAR: u64 = 16 << 20;
 /// Most bytes in flight.
 pub const QUEUE_MAX: u64 = 1 << 30;
 
@@ -74,8 +79,8 @@ pub struct Job {
     pub requests: usize,
     /// Bytes of one request: a power of two from [`REQUEST_MIN`] to [`REQUEST_MAX`].
     pub request_bytes: u64,
-    /// Bytes in flight, at most; up to [`QUEUE_MAX`].
-    pub queue_bytes: u64,
+    /// Bytes in flight, at most; up to [`QUEUE_MAX`]. `None` for [`QUEUE_NEAR`] or [`QUEUE_FAR`].
+    pub queue_bytes: Option<u64>,
     /// Zeroes in data become zeroes without data in blocks of so many bytes; `None` for the destination's preferred block,
     /// `Some(0)` for never.
     pub sparse_bytes: Option<u64>,
@@ -101,7 +106,8 @@ pub struct Job {
 /// [`CopyError`]; then the destination's content is undefined where that was not said to be untouched.
 pub fn run(job: Job, watch: impl FnMut(&Progress) + 'static) -> Result<Summary, CopyError> {
     // Verifying holds two buffers for each request, and an eighth of the budget is kept for small ones.
-    let in_flight = usize::try_from(job.queue_bytes.max(job.request_bytes)).unwrap_or(usize::MAX);
+    let queue = job.queue_bytes.unwrap_or(QUEUE_FAR);
+    let in_flight = usize::try_from(queue.max(job.request_bytes)).unwrap_or(usize::MAX);
     let usual = rt::Config::default();
     let payload_memory_max = usual.payload_memory_max.max(in_flight.saturating_mul(3));
     rt::run(&rt::Config { payload_memory_max, ..usual }, move || engine::copy(job, watch))?

@@ -121,7 +121,7 @@ pub(super) async fn destination(job: &Job, source: &Opened) -> Result<End, CopyE
                 return Err(CopyError::ReadOnly(found.label));
             }
             check_room(&source.end, &found.label, Some(size))?;
-            found.file(size, Writes::Adaptive)
+            found.file(size, Writes::Thread)
         }
         Kind::Regular => {
             // Others may go on with standard output after us, and a lock belongs to all who share it.
@@ -130,11 +130,9 @@ pub(super) async fn destination(job: &Job, source: &Opened) -> Result<End, CopyE
             }
             let size = source.end.size().unwrap_or(0);
             found.resize(0)?;
-            // The probe writes.
-            let waits = rt::buffered_writes_wait(&found.fd);
-            found.resize(0)?;
             found.resize(size)?;
-            found.file(size, if waits { Writes::Thread } else { Writes::Ring })
+            // This thread has enough to do with what arrives.
+            found.file(size, Writes::Thread)
         }
     }
 }

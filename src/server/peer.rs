@@ -171,3 +171,30 @@ fn alternative(name: &GeneralName) -> Option<String> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    /// A name cannot pretend to be made of more parts than it is, and DNS names know no case.
+    #[test]
+    fn names_in_certificates_are_told_apart_from_their_parts() {
+        let mut params = CertificateParams::new(vec!["Host.Example".to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::IpAddress([192, 0, 2, 1].into()));
+        params.subject_alt_names.push(SanType::IpAddress("2001:db8::1".parse().unwrap()));
+        params.subject_alt_names.push(SanType::Rfc822Name("Me@Example".try_into().unwrap()));
+        params.subject_alt_names.push(SanType::URI("urn:X".try_into().unwrap()));
+        params.distinguished_name.push(DnType::OrganizationName, "Example");
+        params.distinguished_name.push(DnType::CommonName, "admin,O=Other+\"");
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let read = Certificate::from_der(der.der()).unwrap();
+        assert_eq!(read.subject, "CN=admin\\,O=Other\\+\\\",O=Example");
+        assert_eq!(read.issuer, read.subject);
+        assert_eq!(read.common_names, ["admin,O=Other+\""]);
+        let names = ["dns:host.example", "ip:192.0.2.1", "ip:2001:db8::1", "email:Me@Example", "uri:urn:X"];
+        assert_eq!(read.names, names);
+        Certificate::from_der(&der.der()[..100]).unwrap_err();
+    }
+}

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use images::{CONTENTS, Content, allocated, as_sparse_as_can_be, image, needed, noise, same};
 
-use crate::others::{nbd_server, nbdkit, qemu_nbd};
+use crate::others::{nbd_server, nbdkit, qemu_nbd, qemu_storage_daemon};
 use crate::program::{Process, Scratch, program};
 
 /// No multiple of anything.
@@ -322,9 +322,22 @@ fn other_servers_are_copied_to_and_from() {
         assert_eq!(back.len() as u64, SIZE);
         assert!(back.starts_with(&source) && back[source.len()..].iter().all(|byte| *byte == 0));
     };
-    let words: [&[&str]; 3] = [
+    let words: [&[&str]; 6] = [
         &["memory", "4M"],
         &["--no-sr", "memory", "4M"],
+        &["-o", "memory", "4M"],
+        // Replies overtake each other.
+        &["--filter=delay", "memory", "4M", "rdelay=3ms", "wdelay=1ms"],
+        &[
+            "--filter=retry",
+            "--filter=error",
+            "memory",
+            "4M",
+            "retries=40",
+            "retry-delay=1",
+            "retry-exponential=no",
+            "error-pread-rate=3%",
+        ],
         &[
             "--filter=blocksize-policy",
             "memory",
@@ -344,8 +357,24 @@ fn other_servers_are_copied_to_and_from() {
     let _server = qemu_nbd(&scratch, &["-x", "disk", "--discard=unmap"]);
     there_and_back(&scratch, "disk");
     let scratch = Scratch::new();
+    let _server = qemu_storage_daemon(&scratch);
+    there_and_back(&scratch, "");
+    let scratch = Scratch::new();
     let _server = nbd_server(&scratch);
     there_and_back(&scratch, "disk");
+    // From one of them to another.
+    let (one, two) = (Scratch::new(), Scratch::new());
+    let _servers = (nbdkit(&one, &["pattern", "4M"]), qemu_nbd(&two, &["--discard=unmap"]));
+    copy(&["--verify", &one.uri(""), &two.uri("")]);
+}
+
+#[test]
+fn a_source_that_fails_now_and_then_is_told() {
+    let scratch = Scratch::new();
+    let words = ["--filter=error", "memory", "64M", "error=EIO", "error-pread-rate=10%"];
+    let _server = nbdkit(&scratch, &words);
+    let target = scratch.dir.path().join("target");
+    fails(&["--no-extents", &scratch.uri(""), text(&target)], &["socket=", "READ of", "EIO"]);
 }
 
 #[test]

@@ -9,11 +9,13 @@
 //!   neighbours   what one connection does to another: extents, large reads, writes
 //!   rest         an idle server, a mixed load
 //!   upstream     a node in front of another
+//!   copies       a disk copied, beside nbdcopy
 //! ```
 //!
 //! Where a figure is held against another, both were measured in the same round, one after the other.
 
 mod answer;
+mod copies;
 mod growth;
 mod neighbours;
 mod rest;
@@ -55,6 +57,7 @@ const CURVES: &[Curve] = &[
     Curve { name: "rest", title: "A server with little to do", measure: rest::rest },
     Curve { name: "mixed", title: "A mixed load on all processors", measure: rest::mixed },
     Curve { name: "upstream", title: "A node in front of another", measure: upstream::upstream },
+    Curve { name: "copy", title: "Copying a disk", measure: copies::copies },
 ];
 
 /// Ask how costs grow, and whether connections leave each other alone

@@ -19,6 +19,8 @@ use crate::rounds::{ASK_EVERY, END_PATIENCE, START_PATIENCE, WARM_UP, last_words
 pub(super) const NOISE_MAX_PCT: f64 = 10.0;
 /// How much longer than the sample a load beside it lasts: it begins before the warm-up of the other.
 const BESIDE: Duration = Duration::from_secs(1);
+/// How long a program may take that ends by itself.
+const RUN_PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) struct Stage<'a> {
     pub(super) ringnbd: String,
@@ -71,6 +73,15 @@ impl Sample {
     }
 }
 
+/// What a program that ran to its end took.
+pub(super) struct Ran {
+    pub(super) wall: Duration,
+    pub(super) cpu: Duration,
+    /// Of the server meanwhile.
+    pub(super) server: Duration,
+    pub(super) noisy: bool,
+}
+
 /// What the clocks say.
 pub(super) struct Clocks {
     at: Instant,
@@ -84,6 +95,8 @@ pub(super) struct Clocks {
 pub(super) struct Spent {
     pub(super) wall: Duration,
     pub(super) server: Duration,
+    /// Of the rig and all that it started, the server too.
+    family: Duration,
     pub(super) steal_pct: f64,
     pub(super) noisy: bool,
 }
@@ -110,7 +123,7 @@ impl Clocks {
         let percent = |time: Duration| 100.0 * time.as_secs_f64() / wall.as_secs_f64();
         // What was stolen is in here too: nobody of ours had it.
         let lost = (wall * online()).saturating_sub(family + idle);
-        Spent { wall, server, steal_pct: percent(steal), noisy: percent(lost) > NOISE_MAX_PCT }
+        Spent { wall, server, family, steal_pct: percent(steal), noisy: percent(lost) > NOISE_MAX_PCT }
     }
 }
 
@@ -287,6 +300,24 @@ impl Stage<'_> {
         let line: Vec<String> = idle_class().into_iter().chain(words.iter().cloned()).collect();
         let child = Child::start(&line, &[self.machine.client_core], &self.rig, &home)?;
         Ok(Loading { child, home, deadline: Instant::now() + self.beside_time() + END_PATIENCE })
+    }
+
+    /// Runs a program that talks to `node` to its end, on the client's processor and the server's.
+    pub(super) fn run(&self, node: &Node, words: &[String]) -> anyhow::Result<Ran> {
+        let home = self.home()?;
+        let cores = [self.machine.server_core, self.machine.client_core];
+        let before = Clocks::look(node)?;
+        let start = Instant::now();
+        let mut child = Child::start(words, &cores, &self.rig, &home)?;
+        let ended = child.wait(start + RUN_PATIENCE, self.interrupt)?;
+        let wall = start.elapsed();
+        match ended {
+            Ended::With(status) if status.exit_status() == Some(0) => {}
+            Ended::With(_) => bail!("{} failed: {}", words[0], last_words(&home)),
+            Ended::NotYet => bail!("{} did not end in time", words[0]),
+        }
+        let Spent { server, family, noisy, .. } = Clocks::look(node)?.since(&before);
+        Ok(Ran { wall, cpu: family.saturating_sub(server), server, noisy })
     }
 
     /// Ends a program that has no end of its own, if it still runs as it should.
