@@ -121,7 +121,7 @@ pub(super) async fn destination(job: &Job, source: &Opened) -> Result<End, CopyE
                 return Err(CopyError::ReadOnly(found.label));
             }
             check_room(&source.end, &found.label, Some(size))?;
-            found.file(size, Writes::Adaptive)
+            found.file(size, Writes::Thread)
         }
         Kind::Regular => {
             // Others may go on with standard output after us, and a lock belongs to all who share it.
@@ -131,8 +131,8 @@ pub(super) async fn destination(job: &Job, source: &Opened) -> Result<End, CopyE
             let size = source.end.size().unwrap_or(0);
             found.resize(0)?;
             found.resize(size)?;
-            // Here while it goes quickly, which keeps what arrived in the processor's cache; by a thread where the disk holds it up.
-            found.file(size, Writes::Adaptive)
+            // This thread has enough to do with what arrives.
+            found.file(size, Writes::Thread)
         }
     }
 }
