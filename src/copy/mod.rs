@@ -58,7 +58,8 @@ pub const REQUEST_MIN: u64 = 4096;
 /// Largest request: the protocol's usual maximum.
 pub const REQUEST_MAX: u64 = 32 << 20;
 /// Bytes in flight where both sides are on this machine: more would be out of the processor's cache before it is sent or
-/// written. To an export over a unix socket and from one, 2 GiB took 0.45 and 0.69 s of CPU with 16 MiB, 0.39 and 0.63 with this (on a busy machine).
+/// written. To an export over a unix socket and from one, 2 GiB took 0.45 and 0.69 s of CPU with 16 MiB, 0.39 and 0.63 with
+/// this (on a busy machine).
 pub const QUEUE_NEAR: u64 = 4 << 20;
 /// Bytes in flight elsewhere: 10 Gbit/s for 13 ms.
 pub const QUEUE_FAR: u64 = 16 << 20;
