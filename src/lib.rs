@@ -38,6 +38,8 @@
 //! A large READ of what the page cache holds needs no buffer: it is sent from there (`rt/cached`). What moves much goes one
 //! operation in a turn, small ones first (`rt/heavy`), so that connections do not stop each other.
 //!
+//! What a client may see and touch is decided once, in the handshake (`server/gate`).
+//!
 //! What would make a shard wait goes elsewhere: questions without an opcode to helper threads (`rt::blocking`), buffered
 //! writes that the file system holds up to writer threads (`rt/writer`); both answer through the shard's ring.
 
