@@ -141,7 +141,7 @@ fn requests_that_need_no_helper_allocate_nothing_after_warm_up() {
             let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
             // A burst may still be the deepest so far (a queue grows once); a request that allocates would count 2,048.
             assert!(
-                allocated < 64,
+                allocated < 16,
                 "{name} {dialect:?} {command:?}: {allocated} allocations in {} requests",
                 64 * DEPTH
             );
@@ -288,12 +288,12 @@ fn requests_through_tls_allocate_nothing_after_warm_up() {
             client.receive(answer, &mut head);
         }
         let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        // Nothing for a request. A batch may: more than the provided buffers hold ends the multishot receive, and the next
-        // one is a new one; and how replies fall together, which the room for them grows with, is different each time.
-        let batches = 2 * 64;
+        // Nothing for a request. A batch of 2 MiB may take one, where it arrives while the shard does not run: on a machine
+        // that was busy 64 were seen for writes and 24 for reads, on one that was not none.
+        let batches = if length == LARGE { 64 } else { 0 };
         let bytes = 64 * (requests.len() + answer);
         assert!(
-            allocated <= batches,
+            allocated < 16 + batches,
             "{command:?} of {length}: {allocated} allocations in {} requests and {} records or more",
             64 * DEPTH,
             bytes >> 14
