@@ -261,7 +261,10 @@ impl Nbd {
             }
             Error::Changed { .. } | Error::Violation { .. } => {
                 tracing::error!("{}: {error}", self.upstream.uri);
-                self.client.take();
+                // Another request may have made the next client already.
+                if self.client.borrow().as_ref().is_some_and(Client::is_over) {
+                    self.client.take();
+                }
                 Failure::new(libc::EIO, "the upstream server broke the protocol, or its export has changed")
             }
             Error::Lost { cause, .. } => {

@@ -257,6 +257,11 @@ impl Client {
         self.inner.lanes.iter().filter(|lane| matches!(*lane.state(), State::Connected(_))).count()
     }
 
+    /// Whether it is of no use any more: closed, or given up because of what the server did or became.
+    pub fn is_over(&self) -> bool {
+        self.inner.lanes.iter().any(|lane| matches!(*lane.state(), State::Quit(_)))
+    }
+
     /// Connections made since the client was opened, beyond its first ones.
     ///
     /// When this grows the server may have restarted, and may then have lost what it had answered and not flushed. Whoever
